@@ -1,0 +1,170 @@
+"""Every error that Carousel raises on purpose, by what went wrong and whose fault it is.
+
+The branch says whose fault: `ClientError` (send something else), `CapacityError` (try later),
+`ArtifactError` (export or fetch the artifact again), `InternalError` (ours). `code` is what
+clients match on; `status` is a hint that only the protocol layer turns into an HTTP status.
+The wording is: thing, got, expected, where; then what to do.
+"""
+
+from typing import ClassVar
+
+
+class CarouselError(Exception):
+    """Base of all; `data` goes beside `code` and `message` in the error reply."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, **data: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data = data
+
+    def body(self) -> dict[str, object]:
+        """The error as every native route words it: {"error": {"code", "message", ...data}}."""
+        return {"error": {"code": self.code, "message": self.message, **self.data}}
+
+
+# The client's: the same request will fail again. ------------------------------------------
+
+
+class ClientError(CarouselError):
+    """The request is at fault; send a different one."""
+
+    code = "bad_request"
+    status = 400
+
+
+class InvalidJsonError(ClientError):
+    """The body (or one NDJSON line) is not JSON."""
+
+    code = "invalid_json"
+
+
+class RequestError(ClientError):
+    """A field is missing, unknown, or of the wrong type."""
+
+    code = "invalid_request"
+
+
+class ShapeError(ClientError):
+    """An array is not of the shape or dtype that the manifest's port says."""
+
+    code = "bad_shape"
+
+
+class NotFiniteError(ClientError):
+    """An input holds NaN or infinity."""
+
+    code = "not_finite"
+
+
+class ResultNotFiniteError(ClientError):
+    """Finite input drove the model to NaN or infinity; the session stays as it was."""
+
+    code = "result_not_finite"
+    status = 422
+
+
+class TooLongError(ClientError):
+    """More steps in one request, or more bytes in one body, than the server takes."""
+
+    code = "too_long"
+    status = 413
+
+
+class UnknownModelError(ClientError):
+    """No such model, or no such version of it, is served."""
+
+    code = "unknown_model"
+    status = 404
+
+
+class SessionNotFoundError(ClientError):
+    """Look-up or drop of a session that does not exist."""
+
+    code = "session_not_found"
+    status = 404
+
+
+class RouteNotFoundError(ClientError):
+    """No such route."""
+
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowedError(ClientError):
+    """The route exists, but not under this HTTP method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class StepConflictError(ClientError):
+    """The request's `step` is not where the session stands; `expected` says where it does."""
+
+    code = "step_conflict"
+    status = 409
+
+
+class ModelConflictError(ClientError):
+    """The session lives on another model than the request names."""
+
+    code = "model_conflict"
+    status = 409
+
+
+class SessionGoneError(ClientError):
+    """`step` > 0 for a session the server does not hold: it expired or was dropped."""
+
+    code = "session_gone"
+    status = 410
+
+
+# Capacity: the same request may succeed later. ---------------------------------------------
+
+
+class CapacityError(CarouselError):
+    """The server is full; retry after `retry_after_s`."""
+
+    code = "overloaded"
+    status = 429
+
+
+class DrainingError(CarouselError):
+    """The server is shutting down; another replica, or the next start, answers."""
+
+    code = "draining"
+    status = 503
+
+
+# The artifact's. -----------------------------------------------------------------------------
+
+
+class ArtifactError(CarouselError):
+    """The artifact on disk is not what its manifest says; export or fetch it again."""
+
+    code = "bad_artifact"
+    status = 503
+
+
+class SelfTestError(ArtifactError):
+    """This machine computes something else than the golden vectors say."""
+
+    code = "self_test_failed"
+
+
+# Ours. ---------------------------------------------------------------------------------------
+
+
+class InternalError(CarouselError):
+    """A bug of ours; the log has the traceback, the reply does not."""
+
+    code = "internal"
+
+
+class SettingsError(CarouselError):
+    """A CAROUSEL_* setting is unknown, malformed, or contradicts another; the start stops."""
+
+    code = "bad_settings"
