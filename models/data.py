@@ -82,7 +82,7 @@ def sine(
     noisy = clean + noise * np.random.default_rng(seed).standard_normal(len(t))
     return Series(
         name="noisy sine",
-        unit="amplitude",
+        unit="unitless",
         values=noisy[:, None].astype(np.float32),
         period_steps=round(2 * np.pi / 0.1),
         train_end=train,

@@ -1,10 +1,10 @@
 """The training loop: the same for every model of the zoo.
 
 Adam, gradients clipped by norm, the learning rate halved on a plateau, early stopping. The weights
-that are validated and kept are a running average of those that Adam visits: with a few hundred small
-batches the last step is luck, and the average is not (Polyak & Juditsky, 1992; measured here: half
-the spread between seeds). Each time the validation loss improves, the average is saved, and the best
-comes back at the end, whatever the loop tried after it.
+that are validated and kept are a running average of those that Adam visits: with a few hundred
+small batches the last step is luck, and the average is not (Polyak & Juditsky, 1992). Each time the
+validation loss improves, the average is saved, and the best comes back at the end, whatever the
+loop tried after it.
 """
 
 import math
@@ -112,7 +112,8 @@ def fit(
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=0.5, patience=settings.plateau_epochs - 1
     )
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE_DECAY))
+    averaging = get_ema_multi_avg_fn(AVERAGE_DECAY)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=averaging)
     validation_loss = best_loss = math.inf
     best_epoch = epoch = 0
     while epoch < settings.epochs and epoch - best_epoch < settings.stop_epochs:

@@ -3,7 +3,8 @@
 One-step error alone is easy to please: for weather, "as it was an hour ago" is hard to beat, and a
 model that learns little more drifts when it must go on from its own forecasts. So the loss has both
 terms: the one-step error while real values come in, and the error of a closed-loop rollout that
-follows them (the professor forcing and scheduled sampling papers, 2015-16, argue the same need).
+follows them. Bengio et al., "Scheduled Sampling" (2015), argue the same need; here the whole
+rollout is the model's own, and the gradient goes back through it.
 
 Shape letters: B batch, T time, I input; a forecast has the features of its input, so O = I.
 """
@@ -25,7 +26,7 @@ from models.scores import Score
 
 Array = NDArray[np.float32]
 
-HORIZON = 50  # steps of closed loop on which a model is scored
+HORIZON = 50  # steps of closed loop on which a model is scored, and chosen by its validation loss
 VALIDATION_WINDOWS = 64
 SCORING_WINDOWS = 400
 
@@ -37,7 +38,8 @@ class Forecasting:
     Args:
         load: reads the series; called once, when it is first needed.
         warmup: real steps before a rollout begins, in training and in scoring; a period or more.
-        rollout: closed-loop steps in the loss.
+        rollout: closed-loop steps in the training loss. Fewer than are scored make for quicker
+            batches, and more of them; that the rest holds is what the validation loss looks after.
         rollout_weight: of the closed-loop term; the one-step term has weight 1. Where a single step
             is far easier than many, less than 1 balances the two.
         level_jitter: standard deviation (unitless) of a constant that is added to each training
@@ -75,28 +77,25 @@ class Forecasting:
     @cached_property
     def _validation_crops(self) -> Tensor:
         values = self.pipeline.x.standardise(self.series.validation)
-        return torch.from_numpy(evenly_spaced(values, self._crop_steps, VALIDATION_WINDOWS))
-
-    @property
-    def _crop_steps(self) -> int:
-        return self.warmup + self.rollout
+        return torch.from_numpy(evenly_spaced(values, self.warmup + HORIZON, VALIDATION_WINDOWS))
 
     def loss(self, model: nn.Module, batch: int, rng: np.random.Generator) -> Tensor:
-        crops = random_crops(self._train, self._crop_steps, batch, rng)
+        crops = random_crops(self._train, self.warmup + self.rollout, batch, rng)
         level = self.level_jitter * rng.standard_normal((batch, 1, crops.shape[2]), np.float32)
         return self._loss_on(model, torch.from_numpy(crops + level))
 
     def validation_loss(self, model: nn.Module) -> float:
         with torch.no_grad():
-            return self._loss_on(model, self._validation_crops).item()
+            return self._loss_on(model, self._validation_crops).item()  # closed loop over HORIZON
 
     def _loss_on(self, model: nn.Module, crops: Tensor) -> Tensor:
         """Mean squared error, unitless: one step ahead, plus the weighted closed loop.
 
         Args:
-            crops: (B, warmup + rollout, I), standardised.
+            crops: (B, T, I), standardised; the closed loop begins after ``warmup`` steps.
         """
-        one_step, closed_loop = forecast(model, crops[:, : self.warmup], self.rollout)
+        horizon = crops.shape[1] - self.warmup
+        one_step, closed_loop = forecast(model, crops[:, : self.warmup], horizon)
         real = crops[:, 1 : self.warmup + 1]
         ahead = crops[:, self.warmup :]
         loss = nn.functional.mse_loss(one_step, real)

@@ -29,10 +29,11 @@ def describe_parameters(counts: dict[str, dict[str, int]]) -> str:
 
 
 def score_table(name: str, data_name: str, scores: Iterable[Score]) -> Table:
-    """One row per error: the model's, then each naive forecast's and what is left of it."""
+    """One row per error: the model's, then each naive forecast's, then the first by the best."""
     scores = list(scores)
     table = Table(title=f"{name}: error on held-out {data_name} (RMSE)", title_justify="left")
     table.add_column("error")
+    table.add_column("unit")
     table.add_column("model", justify="right", style="bold")
     for naive in scores[0].naive:
         table.add_column(naive, justify="right")
@@ -41,8 +42,9 @@ def score_table(name: str, data_name: str, scores: Iterable[Score]) -> Table:
         best = min(score.naive.values())
         table.add_row(
             score.name,
-            f"{score.model:.3f} {score.unit}",
-            *(f"{error:.3f} {score.unit}" for error in score.naive.values()),
+            score.unit,
+            f"{score.model:.3f}",
+            *(f"{error:.3f}" for error in score.naive.values()),
             f"{score.model / best:.0%}",
         )
     return table

@@ -33,7 +33,7 @@ class Task(Protocol):
         ...
 
     def validation_loss(self, model: nn.Module) -> float:
-        """The same loss on fixed windows of the validation split."""
+        """What the best weights are chosen by: a loss on fixed windows of the validation split."""
         ...
 
     def score(self, model: nn.Module) -> list[Score]:

@@ -60,8 +60,8 @@ def series_lstm() -> LSTMForecaster:
 
 # A sine's one-step and closed-loop errors are both the noise, so they weigh the same. The next hour
 # of weather is ten times easier than the day after it, in squares, so its rollout weighs a tenth.
-SINE = Forecasting(sine, warmup=100, rollout=50, rollout_weight=1.0)
-SERIES = Forecasting(temperature, warmup=120, rollout=48, rollout_weight=0.1, level_jitter=0.5)
+SINE = Forecasting(sine, warmup=100, rollout=30, rollout_weight=1.0)
+SERIES = Forecasting(temperature, warmup=120, rollout=24, rollout_weight=0.1, level_jitter=0.3)
 
 ENTRIES = (
     Entry(
@@ -69,7 +69,7 @@ ENTRIES = (
         description="hand-written cell on a noisy sine wave",
         factory=sine_cell,
         task=SINE,
-        settings=Settings(epochs=15, batches=20, batch_size=32, learning_rate=5e-3),
+        settings=Settings(epochs=14, batches=20, batch_size=32, learning_rate=5e-3),
     ),
     Entry(
         name="sine-lstm",
@@ -83,14 +83,14 @@ ENTRIES = (
         description="hand-written cell on hourly temperature",
         factory=series_cell,
         task=SERIES,
-        settings=Settings(epochs=20, batches=20, batch_size=32, learning_rate=5e-3),
+        settings=Settings(epochs=24, batches=25, batch_size=16, learning_rate=5e-3),
     ),
     Entry(
         name="series-lstm",
         description="two-layer nn.LSTM on hourly temperature",
         factory=series_lstm,
         task=SERIES,
-        settings=Settings(epochs=20, batches=25, batch_size=16, learning_rate=4e-3),
+        settings=Settings(epochs=20, batches=25, batch_size=16, learning_rate=5e-3),
     ),
 )
 

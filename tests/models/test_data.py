@@ -71,7 +71,7 @@ def test_a_missing_file_is_an_error_that_says_what_to_install(
 ) -> None:
     """Neither a package without the file nor a missing package ends in a traceback."""
     monkeypatch.setattr(data, "TMY3_FILE", str(Path("pvlib") / "data" / "none.csv"))
-    with pytest.raises(SeriesError, match="none.csv is not installed; run `pip install pvlib=="):
+    with pytest.raises(SeriesError, match=r"none\.csv is not installed; run `pip install pvlib=="):
         temperature()
 
 

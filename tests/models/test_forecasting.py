@@ -1,4 +1,4 @@
-"""The loss, the crops and the errors of a forecast, each against a model whose forecasts are known."""
+"""Loss, crops and errors of forecasts, each against a model whose forecasts are known."""
 
 import numpy as np
 import pytest

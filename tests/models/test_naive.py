@@ -15,7 +15,10 @@ def test_last_value_goes_on_as_it_ended() -> None:
 
 def test_seasonal_repeats_the_last_period_past_its_length() -> None:
     """Period 3, seven steps ahead: the last three values, twice and a third."""
-    assert seasonal(HISTORY, 7, 3)[..., 0].tolist() == [[3, 4, 5, 3, 4, 5, 3], [8, 9, 0, 8, 9, 0, 8]]
+    assert seasonal(HISTORY, 7, 3)[..., 0].tolist() == [
+        [3, 4, 5, 3, 4, 5, 3],
+        [8, 9, 0, 8, 9, 0, 8],
+    ]
 
 
 def test_seasonal_needs_a_whole_period() -> None:
