@@ -1,0 +1,230 @@
+"""The BentoML service. The only module that knows BentoML.
+
+How our routes get past BentoML's router: `CarouselService.to_asgi` puts `Front` before BentoML's
+whole app, so /predict and /stream meet none of its middlewares and no per-request pydantic. The
+`@bentoml.api` method is the declaration that BentoML's own clients and pages read (/schema.json),
+and what other BentoML services call in process; it goes the same road as the HTTP route.
+
+How the models are found, once, in the process that starts the workers (`settle_models`):
+CAROUSEL_MODELS; else, in a Bento, the Bento's own; else the newest version of every name under
+CAROUSEL_ARTIFACTS; else the artifacts in BentoML's model store. The workers get the answer as
+absolute directories in CAROUSEL_MODELS: BentoML changes their working directory, and all of them
+must serve the same versions.
+
+Siblings are imported at the top and never later: outside its workers BentoML takes the project
+off `sys.path` once this module is imported.
+"""
+
+# BentoML publishes no types for its decorators and classes.
+# mypy: disable-error-code="misc, no-any-return, untyped-decorator"
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import attrs
+import bentoml
+import orjson
+from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem, Tag
+from bentoml.exceptions import NotFound
+from pydantic import BaseModel, Field
+
+from service.artifact import MANIFEST, find_artifacts
+from service.catalog import Catalog
+from service.config import PREFIX, Config, load_config
+from service.engine import Engine
+from service.errors import SettingsError
+from service.protocols.front import Front
+from service.protocols.native import NativeApp, read_request, write_answer
+from service.protocols.openapi import TAG, native_paths
+from service.store.memory import MemoryStore
+from service.wire import encode
+
+LABEL = ("carousel", "artifact")  # what `python -m export` puts on a model in BentoML's store
+
+
+def _load_config_or_stop() -> Config:
+    try:
+        return load_config()
+    except SettingsError as error:
+        raise SystemExit(f"carousel: {error.message}") from None
+
+
+CONFIG = _load_config_or_stop()
+
+
+class CarouselService(bentoml.Service[Any]):
+    """A BentoML service whose native routes are answered before BentoML's own app."""
+
+    native: NativeApp | None = None  # there once the service has started
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        app = super().to_asgi(is_main)
+        return Front(app, self._require_native) if is_main else app
+
+    def _require_native(self) -> NativeApp:
+        if self.native is None:
+            raise RuntimeError("a request came before the service had started")
+        return self.native
+
+    @property
+    def openapi_spec(self) -> OpenAPISpecification:
+        spec = super().openapi_spec
+        paths = {path: PathItem(**item) for path, item in native_paths().items()}
+        tags = [Tag(name=TAG, description="LSTM models as stateful streams."), *(spec.tags or [])]
+        return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags)
+
+
+class Prediction(BaseModel):
+    """The reply to /predict."""
+
+    session_id: str
+    model: str
+    version: str
+    step: int = Field(description="The index of the next step.")
+    created: bool = Field(description="Whether this request began the session.")
+    y: list[Any] = Field(description="Rows of (time, ...), raw units.")
+
+
+@bentoml.service(
+    name="carousel",
+    description="Trained LSTM models as streams in which every session keeps its own state.",
+    workers=CONFIG.workers,
+    service_class=CarouselService,
+)
+class Carousel:
+    """LSTM models as stateful streams: every session keeps its own hidden and cell state."""
+
+    bento_service: CarouselService  # set by BentoML
+    engine: Engine
+
+    @staticmethod
+    @bentoml.on_deployment
+    def settle_models() -> None:
+        """Decide what the workers serve, before they start."""
+        this: Any = Carousel  # what the decorator made of the class
+        try:
+            paths = find_models(CONFIG, this.bento)
+        except SettingsError as error:
+            raise SystemExit(f"carousel: {error.message}") from None
+        os.environ[PREFIX + "MODELS"] = ",".join(map(str, paths))
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        """Load the models, prove them, and begin to serve."""
+        config = CONFIG
+        paths = find_models(config, self.bento_service.bento)
+        catalog = Catalog.load(paths, config.variant, config.default_model, config.threads)
+        self.engine = Engine(
+            catalog,
+            MemoryStore(config.max_sessions),
+            max_batch=config.max_batch,
+            max_queue=config.max_queue,
+            max_steps=config.max_steps_per_request,
+            idle_timeout_s=config.idle_timeout_s,
+        )
+        self.engine.start()
+        _drain_on_signals(self.engine)
+        self.bento_service.native = NativeApp(self.engine, config.max_body_bytes)
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """Answer what was accepted, and stop."""
+        await self.engine.close()
+
+    @bentoml.api(route="/predict")
+    async def predict(
+        self,
+        session_id: Annotated[str, Field(min_length=1, max_length=256, examples=["pump-7"])],
+        x: Annotated[list[Any], Field(description="Rows of (time, ...).", examples=[[[0.1]]])],
+        step: Annotated[int | None, Field(ge=0, description="The index of the first row.")] = None,
+        model: Annotated[str | None, Field(description="`name` or `name:version`.")] = None,
+    ) -> Prediction:
+        """Advance one session by the rows of `x`, and begin it if there is none."""
+        body = encode({"session_id": session_id, "x": x, "step": step, "model": model})
+        answer = await self.engine.predict(read_request(body))
+        return Prediction.model_validate(orjson.loads(write_answer(answer)))
+
+
+def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
+    """The artifact directories to serve, absolute, oldest first within a name.
+
+    Raises:
+        SettingsError: there is nothing to serve, or a BentoML tag is not in the store.
+    """
+    if config.models:
+        return [_locate(what) for what in config.models]
+    if bento is not None:
+        found = _ours(bentoml.models.get(info.tag) for info in bento.info.all_models)
+    else:
+        found = [path.resolve() for path in _newest(find_artifacts(config.artifacts))]
+        found = found or _ours(_newest_stored(bentoml.models.list()))
+    if not found:
+        raise SettingsError(
+            f"there is no model to serve: {config.artifacts.resolve()} holds no artifact "
+            "NAME/VERSION/, nor does BentoML's model store; run `python -m export`, or set "
+            "CAROUSEL_MODELS"
+        )
+    return found
+
+
+def _locate(what: str) -> Path:
+    """An artifact directory, the newest version in a NAME/ directory, or a BentoML tag."""
+    path = Path(what)
+    if path.is_dir() and not (path / MANIFEST).exists():
+        versions = _newest(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
+        return (versions[0] if versions else path).resolve()
+    if path.is_dir() or os.sep in what:
+        return path.resolve()
+    try:
+        return Path(bentoml.models.get(what).path)
+    except NotFound:
+        raise SettingsError(
+            f"{PREFIX}MODELS names {what}, which is neither an artifact directory nor a tag in "
+            "BentoML's model store (`bentoml models list` shows it)"
+        ) from None
+
+
+def _newest(paths: Iterable[Path]) -> list[Path]:
+    """Of artifact directories NAME/VERSION/ the one of each name that was written last."""
+    newest: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: (path / MANIFEST).stat().st_mtime_ns):
+        newest[path.parent.name] = path
+    return sorted(newest.values())
+
+
+def _newest_stored(models: Iterable[bentoml.Model]) -> list[bentoml.Model]:
+    newest: dict[str, bentoml.Model] = {}
+    for model in sorted(models, key=lambda model: model.creation_time):
+        newest[model.tag.name] = model
+    return list(newest.values())
+
+
+def _ours(models: Iterable[bentoml.Model]) -> list[Path]:
+    key, value = LABEL
+    return sorted(Path(model.path) for model in models if model.info.labels.get(key) == value)
+
+
+def _drain_on_signals(engine: Engine) -> None:
+    """Drain as soon as the server is told to stop, then let it do what it would have done.
+
+    Uvicorn closes idle connections and waits for busy ones; without this, a stream that its
+    client keeps open would keep the worker from ever stopping.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may; a server elsewhere is told to stop by its owner
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous = signal.getsignal(number)
+
+        def drain(number: int, frame: FrameType | None, previous: Any = previous) -> None:
+            loop.call_soon_threadsafe(engine.drain)
+            if callable(previous):
+                previous(number, frame)
+
+        signal.signal(number, drain)

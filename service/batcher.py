@@ -1,0 +1,174 @@
+"""Which waiting requests run together next. Pure: no clock, no loop, no model.
+
+Rules
+- Whatever waits when the engine is free runs at once; nothing is delayed to fill a batch.
+- One session has at most one row in a batch, and its requests run in their order of arrival.
+- A batch is of one model, of at most `max_batch` rows, and of chunks of similar length: the
+  longest row has less than four times the steps of the shortest, which bounds what padding costs.
+- A long chunk runs in slices of at most `slice_steps`; between two slices others have their turn.
+- Lanes (a model and a range of lengths) take turns, and so do the sessions of a lane.
+
+How it works: each session has a queue of jobs, and stands in the lane of its first job unless
+that job is running. `take` empties the lane whose turn it is, up to `max_batch` rows; `release`
+puts the session back at the end of a lane, if it has more to do.
+"""
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from service.errors import CapacityError
+
+SLICE_STEPS = 128  # about a millisecond of a small model, which is what others wait for it
+RETRY_AFTER_S = 1  # a full queue is about a second of work
+
+
+class Job(Protocol):
+    """What the batcher needs to know of a request."""
+
+    @property
+    def key(self) -> Hashable:
+        """Whose request it is."""
+        ...
+
+    @property
+    def model(self) -> Hashable:
+        """What it runs on; may change while the job runs, not while it waits."""
+        ...
+
+    @property
+    def steps_left(self) -> int:
+        """At least 1; may change while the job runs, not while it waits."""
+        ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Row(Generic[J]):
+    """One session's part of a batch: the next `steps` of its job."""
+
+    job: J
+    steps: int
+
+
+Lane = tuple[Hashable, int]
+
+
+class Batcher(Generic[J]):
+    """The waiting and the running jobs of one engine."""
+
+    def __init__(self, max_batch: int, max_queue: int, slice_steps: int = SLICE_STEPS) -> None:
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._slice_steps = slice_steps
+        self._queues: dict[Hashable, deque[J]] = {}
+        self._lanes: dict[Lane, dict[Hashable, None]] = {}  # both dicts in order of turn
+        self._running: set[Hashable] = set()
+        self._count = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._count >= self._max_queue
+
+    @property
+    def is_empty(self) -> bool:
+        return self._count == 0
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether `take` would give rows."""
+        return bool(self._lanes)
+
+    def last_of(self, key: Hashable) -> J | None:
+        """The session's latest job that has not finished."""
+        queue = self._queues.get(key)
+        return queue[-1] if queue else None
+
+    def add(self, job: J) -> None:
+        """Let a job wait for its turn.
+
+        Raises:
+            CapacityError: `max_queue` jobs wait or run already. Try again later.
+        """
+        if self.is_full:
+            raise CapacityError(
+                f"{self._count} requests are waiting, the server takes {self._max_queue}; "
+                f"retry in {RETRY_AFTER_S} s",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        queue = self._queues.setdefault(job.key, deque())
+        queue.append(job)
+        self._count += 1
+        if len(queue) == 1:
+            self._enter_lane(job)
+
+    def take(self) -> list[Row[J]]:
+        """The rows of the next batch; each job must be released after it ran."""
+        if not self._lanes:
+            return []
+        lane = next(iter(self._lanes))
+        waiting = self._lanes.pop(lane)
+        rows: list[Row[J]] = []
+        for key in list(waiting)[: self._max_batch]:
+            del waiting[key]
+            self._running.add(key)
+            job = self._queues[key][0]
+            rows.append(Row(job, self._slice_of(job)))
+        if waiting:
+            self._lanes[lane] = waiting  # at the end: the other lanes have their turn first
+        return rows
+
+    def release(self, job: J, *, finished: bool) -> None:
+        """End a job's part in a batch; an unfinished one stays first of its session."""
+        self._running.remove(job.key)
+        queue = self._queues[job.key]
+        if finished:
+            queue.popleft()
+            self._count -= 1
+        self._next_in(job.key)
+
+    def discard(self, job: J) -> bool:
+        """Forget a job unless it is in a batch right now; whether it was forgotten."""
+        queue = self._queues.get(job.key)
+        if queue is None or job not in queue:
+            return False
+        is_first = queue[0] is job
+        if is_first and job.key in self._running:
+            return False
+        if is_first:
+            self._leave_lane(job)
+        queue.remove(job)
+        self._count -= 1
+        if is_first:
+            self._next_in(job.key)
+        return True
+
+    def is_running(self, job: J) -> bool:
+        queue = self._queues.get(job.key)
+        return queue is not None and queue[0] is job and job.key in self._running
+
+    def _next_in(self, key: Hashable) -> None:
+        queue = self._queues[key]
+        if queue:
+            self._enter_lane(queue[0])
+        else:
+            del self._queues[key]
+
+    def _slice_of(self, job: J) -> int:
+        return min(job.steps_left, self._slice_steps)
+
+    def _lane_of(self, job: J) -> Lane:
+        # 1 | 2..7 | 8..31 | 32..127 | 128.. : a factor of four at most, and a lane for single steps
+        return job.model, self._slice_of(job).bit_length() // 2
+
+    def _enter_lane(self, job: J) -> None:
+        self._lanes.setdefault(self._lane_of(job), {})[job.key] = None
+
+    def _leave_lane(self, job: J) -> None:
+        lane = self._lane_of(job)
+        del self._lanes[lane][job.key]
+        if not self._lanes[lane]:
+            del self._lanes[lane]

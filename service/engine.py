@@ -1,0 +1,346 @@
+"""The asyncio shell around the pure core: `step()` is the whole of it.
+
+Rules
+- State and last reply are committed together, before the reply is given out.
+- A lost commit reloads and runs again; the client does not notice.
+- A result that is not finite fails that row alone; its session stays as it was.
+- An exception in a run fails the jobs of that batch, and never the loop.
+- Once draining, accepted requests are answered and new ones refused.
+- A job that nobody waits for any more is not run.
+
+The engine is one task on the server's loop. A batch that is estimated to take less than
+`INLINE_S` runs on the loop itself: a trip to a thread and back costs more than that, under load.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from service.batcher import Batcher, Row
+from service.catalog import Catalog
+from service.errors import (
+    CapacityError,
+    CarouselError,
+    DrainingError,
+    InternalError,
+    ResultNotFiniteError,
+    SessionNotFoundError,
+    UnknownModelError,
+)
+from service.job import Answer, Job, Request
+from service.model import Model
+from service.session import Move, Record, SessionKey, Situation, advance, decide, situation
+from service.store import Commit, Outcome, Store
+
+Array = np.ndarray
+
+INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
+# Loop turns between the first request and its batch: one reads the sockets, one runs the handlers
+# that were woken. Fewer leave requests behind that have already come; more add nothing.
+GATHER_TURNS = 2
+MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
+
+logger = logging.getLogger("carousel.engine")
+
+
+class Engine:
+    """Runs the requests of all sessions on all models of one process."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        *,
+        max_batch: int,
+        max_queue: int,
+        max_steps: int,
+        idle_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        entropy: Callable[[], int] = lambda: random.getrandbits(63),
+    ) -> None:
+        self.catalog = catalog
+        self._store = store
+        self._max_steps = max_steps
+        self._idle_timeout_s = idle_timeout_s
+        self._clock = clock
+        self._entropy = entropy
+        self._batcher: Batcher[Job] = Batcher(max_batch, max_queue)
+        self._work = asyncio.Event()  # there is a batch to take
+        self._room = asyncio.Event()  # a job has left the queue
+        self._pool = ThreadPoolExecutor(1, "carousel-run")
+        self._task: asyncio.Task[None] | None = None
+        self._on_drain: set[Callable[[], object]] = set()
+        self.is_draining = False
+
+    # What protocols call ------------------------------------------------------------------------
+
+    async def submit(self, request: Request) -> Job:
+        """Accept a request; its answer comes in `job.future`.
+
+        Raises:
+            ClientError: the request does not fit its model. Send another.
+            ArtifactError: its model's artifact is broken.
+            CapacityError: the queue is full. Try again later.
+            DrainingError: the server is shutting down.
+        """
+        if self.is_draining:
+            raise DrainingError("the server is shutting down; send it to another, or try again")
+        model = await self._guess_model(request)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        job = Job(request, model, self._max_steps, future)
+        self._batcher.add(job)
+        self._work.set()
+        return job
+
+    async def predict(self, request: Request) -> Answer:
+        """Accept a request and wait for its answer; raises as `submit`, or what the run raised."""
+        job = await self.submit(request)
+        return await job.future
+
+    async def wait_for_room(self) -> None:
+        """Return once the queue takes another request."""
+        while self._batcher.is_full:
+            self._room.clear()
+            await self._room.wait()
+
+    def abandon(self, job: Job) -> None:
+        """Nobody waits for this job any more: do not run it, unless it runs already."""
+        job.future.cancel()
+        if self._batcher.discard(job):
+            self._room.set()
+
+    async def look_up(self, key: SessionKey) -> Record:
+        """Where a session stands; SessionNotFoundError if there is none."""
+        (record,) = await self._store.get([key], self._clock())
+        if record is None:
+            raise _no_session(key)
+        return record
+
+    async def drop(self, key: SessionKey) -> Record:
+        """Forget a session, after the requests that it has waiting; SessionNotFoundError."""
+        last = self._batcher.last_of(key)
+        if last is not None:
+            await asyncio.wait([last.future])
+        record = await self._store.drop(key, self._clock())
+        if record is None:
+            raise _no_session(key)
+        return record
+
+    # Life ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to run what is submitted, on the running loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run_forever())
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those accepted are answered."""
+        if not self.is_draining:
+            self.is_draining = True
+            for callback in list(self._on_drain):
+                callback()
+
+    def on_drain(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call `callback` when draining begins; returns what takes it back."""
+        self._on_drain.add(callback)
+        return lambda: self._on_drain.discard(callback)
+
+    async def close(self) -> None:
+        """Drain, answer what was accepted, and release everything."""
+        self.drain()
+        while not self._batcher.is_empty:
+            self._room.clear()
+            await self._room.wait()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._pool.shutdown()
+        await self._store.close()
+
+    async def _run_forever(self) -> None:
+        while True:
+            await self._work.wait()
+            for _ in range(GATHER_TURNS):
+                await asyncio.sleep(0)
+            await self.step()
+            if not self._batcher.has_waiting:
+                self._work.clear()
+
+    # One step -----------------------------------------------------------------------------------
+
+    async def step(self) -> None:
+        """Take a batch, load states, run, commit, answer."""
+        batch = self._batcher.take()
+        try:
+            rows = await self._load(batch)
+            whole = await self._run(rows)
+            await self._commit(whole)
+        except Exception:
+            logger.exception("a batch of %d requests failed", len(batch))
+            for row in batch:
+                if self._batcher.is_running(row.job):
+                    self._refuse(row.job, InternalError("the server failed; its log says why"))
+
+    async def _load(self, batch: Sequence[Row[Job]]) -> list[Row[Job]]:
+        """The rows that must run; the others are answered, refused, or wait again."""
+        fresh = [row.job for row in batch if row.job.progress is None]
+        if fresh:
+            records = await self._store.get([job.key for job in fresh], self._clock())
+            for job, record in zip(fresh, records, strict=True):
+                try:
+                    self._begin(job, record)
+                except CarouselError as error:
+                    self._refuse(job, error)
+        return [row for row in batch if self._batcher.is_running(row.job)]
+
+    def _begin(self, job: Job, record: Record | None) -> None:
+        if situation(job.ask, record) is not Situation.ELSEWHERE:
+            model = self._model_of(job.request, record)
+            if model is not job.model:  # it was guessed before the session could be known
+                job.bind(model)
+                self._batcher.release(job, finished=False)
+                return
+        if decide(job.ask, record) is Move.REPLAY and record is not None:
+            self._answer(job, job.replay(record))
+        else:
+            job.start(record, self._entropy())
+
+    async def _run(self, rows: Sequence[Row[Job]]) -> list[Job]:
+        """Advance each row by its slice; the jobs that are whole now."""
+        if not rows:
+            return []
+        model = rows[0].job.model
+        chunks, states = _slices(rows)
+        cost_s = model.cost.estimate_s(len(rows), max(row.steps for row in rows))
+        if cost_s < INLINE_S:
+            result = model.run(chunks, states)
+        else:
+            loop = asyncio.get_running_loop()
+            result = await loop.run_in_executor(self._pool, model.run, chunks, states)
+        whole: list[Job] = []
+        for row, y, state, finite in zip(rows, *result, strict=True):
+            if not finite:
+                self._refuse(row.job, _not_finite(row, y))
+            elif _progress(row.job, y, state):
+                whole.append(row.job)
+            else:
+                self._batcher.release(row.job, finished=False)
+        return whole
+
+    async def _commit(self, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            return
+        now = self._clock()
+        commits = [_commit_of(job, now + self._idle_timeout_s) for job in jobs]
+        outcomes = await self._store.commit(commits, now)
+        for job, commit, outcome in zip(jobs, commits, outcomes, strict=True):
+            if outcome is Outcome.DONE:
+                self._answer(job, job.whole_answer(commit.after))
+            elif outcome is Outcome.FULL:
+                self._refuse(job, await self._full(now))
+            elif job.future.done():  # abandoned; and perhaps its session was dropped since
+                self._batcher.release(job, finished=True)
+                self._room.set()
+            else:
+                job.restart()
+                self._batcher.release(job, finished=False)
+
+    def _answer(self, job: Job, answer: Answer) -> None:
+        self._batcher.release(job, finished=True)
+        self._room.set()
+        if not job.future.done():
+            job.future.set_result(answer)
+
+    def _refuse(self, job: Job, error: CarouselError) -> None:
+        self._batcher.release(job, finished=True)
+        self._room.set()
+        if not job.future.done():
+            job.future.set_exception(error)
+
+    async def _full(self, now: float) -> CapacityError:
+        wait_s = min(max(1, math.ceil(await self._store.room_in_s(now))), MAX_RETRY_AFTER_S)
+        return CapacityError(
+            f"the server holds {await self._store.count(now)} sessions and takes no more; "
+            f"retry in {wait_s} s",
+            retry_after_s=wait_s,
+        )
+
+    # Models -------------------------------------------------------------------------------------
+
+    async def _guess_model(self, request: Request) -> Model:
+        """The model to read a request's rows for; `_begin` corrects it if the session differs."""
+        if request.model is not None:
+            return self.catalog.get(request.model)
+        if self.catalog.only is not None:
+            return self.catalog.only
+        if (last := self._batcher.last_of(request.key)) is not None:
+            return last.model
+        (record,) = await self._store.get([request.key], self._clock())
+        return self._model_of(request, record)
+
+    def _model_of(self, request: Request, record: Record | None) -> Model:
+        if record is None:
+            return self.catalog.for_new(request.model)
+        try:
+            return self.catalog.get(f"{record.model}:{record.version}")
+        except UnknownModelError as error:
+            raise UnknownModelError(
+                f"session `{request.key.session_id}` lives on {record.model}:{record.version}, "
+                f"which is not served here; {error.message}",
+                **error.data,
+            ) from error
+
+
+def _slices(rows: Sequence[Row[Job]]) -> tuple[list[Array], list[bytes]]:
+    chunks: list[Array] = []
+    states: list[bytes] = []
+    for row in rows:
+        progress = row.job.started
+        chunks.append(row.job.x[progress.steps : progress.steps + row.steps])
+        states.append(progress.state)
+    return chunks, states
+
+
+def _progress(job: Job, y: Array, state: bytes) -> bool:
+    """Note one slice's result; whether the job is whole."""
+    job.started.add(y, state)
+    return job.steps_left == 0
+
+
+def _commit_of(job: Job, expires_at: float) -> Commit:
+    progress = job.started
+    after = advance(
+        progress.base,
+        job.ask,
+        progress.steps,
+        progress.y(),
+        progress.state,
+        created=progress.before is None,
+        expires_at=expires_at,
+    )
+    return Commit(job.key, progress.before, after)
+
+
+def _not_finite(row: Row[Job], y: Array) -> ResultNotFiniteError:
+    progress = row.job.started
+    bad = ~np.isfinite(y.reshape(len(y), -1)).all(axis=1)
+    at = progress.base.step + progress.steps + (int(bad.argmax()) if bad.any() else len(y) - 1)
+    return ResultNotFiniteError(
+        f"the model's result for session `{row.job.key.session_id}` is not finite at step {at}; "
+        f"the session stays at step {progress.base.step}",
+        session_id=row.job.key.session_id,
+        step=progress.base.step,
+        at_step=at,
+    )
+
+
+def _no_session(key: SessionKey) -> SessionNotFoundError:
+    return SessionNotFoundError(
+        f"there is no session `{key.session_id}`; it never began, expired, or was dropped",
+        session_id=key.session_id,
+    )

@@ -1,0 +1,143 @@
+"""A request on its way through the engine, and its answer, the same under every protocol."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from service.errors import TooLongError
+from service.model import Model
+from service.session import Ask, LastReply, Record, SessionKey, begin, digest_of
+from service.wire import RowShape
+
+Array = np.ndarray
+
+
+class Rows(Protocol):
+    """The x of a request as it came: JSON, a binary tensor."""
+
+    def decode(self, shape: RowShape) -> Array:
+        """(time, *tail) in the client's units; ClientError if it is anything else."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Advance a session by rows."""
+
+    key: SessionKey
+    rows: Rows
+    step: int | None = None
+    model: str | None = None  # `name` or `name:version`
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request got; y (T, ...) in raw units, `step` the index of the next step."""
+
+    session_id: str
+    model: str
+    version: str
+    step: int
+    created: bool
+    y: Array
+
+
+class Job:
+    """A request that is waiting or running.
+
+    Nothing of it is seen by others until it is whole: the running state and the y so far live
+    here, and go to the store in one commit.
+    """
+
+    def __init__(
+        self, request: Request, model: Model, max_steps: int, future: "asyncio.Future[Answer]"
+    ) -> None:
+        """Decode and check the request for `model`; ClientError if it does not fit."""
+        self.request = request
+        self.future = future
+        self.max_steps = max_steps
+        self.bind(model)
+
+    def bind(self, model: Model) -> None:
+        """Read the request's rows as rows of `model`; ClientError if they are not."""
+        rows = self.request.rows.decode(model.row_shape)
+        if len(rows) > self.max_steps:
+            raise TooLongError(
+                f"`x` has {len(rows)} steps, the server takes {self.max_steps} in one request; "
+                "send it in several",
+                got=len(rows),
+                expected=self.max_steps,
+            )
+        self.model = model
+        self.x = model.encode(rows)
+        request = self.request
+        self.ask = Ask(request.key.session_id, request.step, digest_of(self.x), request.model)
+        self.progress: Progress | None = None
+
+    @property
+    def key(self) -> SessionKey:
+        return self.request.key
+
+    @property
+    def steps_left(self) -> int:
+        return len(self.x) - (self.progress.steps if self.progress else 0)
+
+    def start(self, before: Record | None, birth: int) -> None:
+        """Run from `before`, or as a new session."""
+        model = self.model
+        base = before or begin(birth, model.name, model.version, model.zero_state)
+        self.progress = Progress(before, base, base.state)
+
+    def restart(self) -> None:
+        """Forget what was run: the store has moved on."""
+        self.progress = None
+
+    @property
+    def started(self) -> "Progress":
+        """The progress of a job that was started."""
+        if self.progress is None:
+            raise RuntimeError(f"the job of session `{self.key.session_id}` was not started")
+        return self.progress
+
+    def whole_answer(self, record: Record) -> Answer:
+        """The answer of a job whose every step was run and committed as `record`."""
+        return self._answer(record, self.started.y(), record.last.created)
+
+    def _answer(self, record: Record, y: Array, created: bool) -> Answer:
+        return Answer(
+            session_id=self.key.session_id,
+            model=record.model,
+            version=record.version,
+            step=record.step,
+            created=created,
+            y=self.model.decode(y),
+        )
+
+    def replay(self, record: Record) -> Answer:
+        """The last reply of `record` again."""
+        port = self.model.artifact.manifest.ports.y
+        last: LastReply = record.last
+        y = np.frombuffer(last.y, np.dtype(port.dtype).newbyteorder("<"))
+        y = y.reshape(record.step - last.step, *(int(dim) for dim in port.shape[2:]))
+        return self._answer(record, y.astype(port.dtype), last.created)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a job came, slice by slice."""
+
+    before: Record | None  # what the store held
+    base: Record  # what the job began from
+    state: bytes  # after the steps so far
+    steps: int = 0
+    ys: list[Array] = field(default_factory=list)  # one (T, ...) for each slice
+
+    def add(self, y: Array, state: bytes) -> None:
+        self.ys.append(y)
+        self.steps += len(y)
+        self.state = state
+
+    def y(self) -> Array:
+        return self.ys[0] if len(self.ys) == 1 else np.concatenate(self.ys)

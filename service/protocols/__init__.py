@@ -1,0 +1,1 @@
+"""What clients speak: each protocol turns its messages into the engine's requests and back."""

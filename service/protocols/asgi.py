@@ -1,0 +1,91 @@
+"""The few ASGI helpers that the protocols share: read a body within a limit, send a reply."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from service.errors import CarouselError, TooLongError
+from service.wire import encode
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+JSON = b"application/json"
+
+
+class ClientGone(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+async def read_body(scope: Scope, receive: Receive, max_body_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLongError: it is longer, or says that it will be; not more than the limit was read.
+        ClientGone: the client left before it had sent all.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > max_body_bytes:
+            raise _too_long(int(value), max_body_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(chunk)
+        if size > max_body_bytes:
+            raise _too_long(size, max_body_bytes)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_long(size: int, limit: int) -> TooLongError:
+    return TooLongError(
+        f"the body has {size} bytes or more, the server takes {limit}; send it in several requests",
+        got=size,
+        expected=limit,
+    )
+
+
+async def send_json(
+    send: Send, body: bytes, status: int = 200, headers: Headers | None = None
+) -> None:
+    """One whole JSON reply."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", JSON),
+                (b"content-length", str(len(body)).encode()),
+                *(headers or []),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: CarouselError, headers: Headers | None = None) -> None:
+    """An error in the one shape that all native routes use."""
+    extra = list(headers or [])
+    if (retry_after_s := retry_after(error)) is not None:
+        extra.append((b"retry-after", str(retry_after_s).encode()))
+    await send_json(send, encode(error.body()), error.status, extra)
+
+
+def retry_after(error: CarouselError) -> int | None:
+    """Seconds after which the same request may succeed; None if it will not."""
+    if error.status not in (429, 503):
+        return None
+    stated = error.data.get("retry_after_s")
+    return stated if isinstance(stated, int) else RETRY_AFTER_S
+
+
+RETRY_AFTER_S = 5  # a restart or a roll-out takes seconds

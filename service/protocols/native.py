@@ -1,0 +1,219 @@
+"""The native JSON routes, as one ASGI app.
+
+    POST   /predict         advance one session
+    POST   /stream          NDJSON in, NDJSON out: service/protocols/ndjson.py
+    GET    /sessions/{id}   where it stands
+    DELETE /sessions/{id}   forget it
+    GET    /models          what is served
+    GET    /readyz          200 once every configured model passed its self-test
+
+Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
+(405), bodies over the limit (413, while they are read), and whatever the engine refuses.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from service.engine import Engine
+from service.errors import (
+    CarouselError,
+    DrainingError,
+    InternalError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+)
+from service.job import Answer, Job, Request
+from service.model import Model
+from service.protocols.asgi import (
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    send_error,
+    send_json,
+)
+from service.protocols.ndjson import serve_stream
+from service.session import Record, SessionKey
+from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
+
+SESSIONS = "/sessions/"
+TENANT = ""  # one tenant: there are no API keys
+# A request that was not answered by then is watched for a client that hangs up. Watching each
+# from the start would cost every quick one a task.
+WATCH_AFTER_S = 0.05
+
+logger = logging.getLogger("carousel.http")
+
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRows:
+    """The x of a JSON request, still raw."""
+
+    raw: bytes
+
+    def decode(self, shape: RowShape) -> Array:
+        return decode_rows(self.raw, shape)
+
+
+def read_request(body: bytes) -> Request:
+    """One /predict body, or one line of /stream; ClientError if it is not one."""
+    envelope = decode_envelope(body)
+    return Request(
+        key=SessionKey(TENANT, envelope.session_id),
+        rows=JsonRows(bytes(envelope.x)),
+        step=envelope.step,
+        model=envelope.model,
+    )
+
+
+def write_answer(answer: Answer) -> bytes:
+    return encode_answer(
+        answer.session_id, answer.model, answer.version, answer.step, answer.created, answer.y
+    )
+
+
+class NativeApp:
+    """The routes over one engine."""
+
+    def __init__(self, engine: Engine, max_body_bytes: int) -> None:
+        self._engine = engine
+        self._max_body_bytes = max_body_bytes
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/predict": {"POST": self._predict},
+            "/stream": {"POST": self._stream},
+            "/models": {"GET": self._models},
+            "/readyz": {"GET": self._readyz},
+            SESSIONS: {"GET": self._look_up, "DELETE": self._drop},
+        }
+
+    def knows(self, path: str) -> bool:
+        """Whether `path` is one of the native routes."""
+        return _route_of(path) in self._routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            handler = self._find(scope["path"], scope["method"])
+            await handler(scope, receive, send)
+        except ClientGone:
+            logger.info("%s %s: the client went away", scope["method"], scope["path"])
+        except MethodNotAllowedError as error:
+            allowed = ", ".join(self._routes[_route_of(scope["path"])])
+            await send_error(send, error, [(b"allow", allowed.encode())])
+        except CarouselError as error:
+            await send_error(send, error)
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await send_error(send, InternalError("the server failed; its log says why"))
+
+    def _find(self, path: str, method: str) -> Handler:
+        methods = self._routes.get(_route_of(path))
+        if methods is None:
+            raise no_route(path)
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise no_method(path, method, list(methods))
+        return handler
+
+    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._max_body_bytes)
+        job = await self._engine.submit(read_request(body))
+        watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
+        try:
+            answer = await job.future
+        except asyncio.CancelledError:
+            if job.future.cancelled():
+                raise ClientGone from None
+            raise
+        finally:
+            watch.cancel()
+        await send_json(send, write_answer(answer))
+
+    def _watch(self, job: Job, receive: Receive) -> None:
+        """Abandon `job` if its client hangs up."""
+
+        async def wait_for_hang_up() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                continue
+            self._engine.abandon(job)
+
+        task = asyncio.get_running_loop().create_task(wait_for_hang_up())
+        job.future.add_done_callback(lambda _: task.cancel())
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve_stream(
+            self._engine, receive, send, read_request, write_answer, self._max_body_bytes
+        )
+
+    async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = SessionKey(TENANT, _session_id(scope))
+        record = await self._engine.look_up(key)
+        await send_json(send, encode(_describe_session(key, record)))
+
+    async def _drop(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = SessionKey(TENANT, _session_id(scope))
+        record = await self._engine.drop(key)
+        await send_json(send, encode({**_describe_session(key, record), "dropped": True}))
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
+        catalog = self._engine.catalog
+        body = {
+            "models": [_describe_model(model) for model in catalog.models],
+            "broken": [{"name": name, **error.body()} for name, error in catalog.broken.items()],
+        }
+        await send_json(send, encode(body))
+
+    async def _readyz(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._engine.is_draining:
+            raise DrainingError("the server is shutting down")
+        for error in self._engine.catalog.broken.values():
+            raise type(error)(error.message, **error.data)
+        await send_json(send, encode({"status": "ready", "models": self._engine.catalog.served}))
+
+
+def no_route(path: str) -> RouteNotFoundError:
+    return RouteNotFoundError(f"there is no route {path}; /docs.json lists them", path=path)
+
+
+def no_method(path: str, method: str, allowed: list[str]) -> MethodNotAllowedError:
+    return MethodNotAllowedError(
+        f"{path} does not take {method}, expected {' or '.join(allowed)}",
+        method=method,
+        expected=allowed,
+    )
+
+
+def _route_of(path: str) -> str:
+    return SESSIONS if path.startswith(SESSIONS) and len(path) > len(SESSIONS) else path
+
+
+def _session_id(scope: Scope) -> str:
+    """What follows /sessions/, as the client wrote it: an encoded slash is not a separator."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    return unquote(raw.decode("latin-1").partition("?")[0][len(SESSIONS) :])
+
+
+def _describe_session(key: SessionKey, record: Record) -> dict[str, object]:
+    return {
+        "session_id": key.session_id,
+        "model": record.model,
+        "version": record.version,
+        "step": record.step,
+    }
+
+
+def _describe_model(model: Model) -> dict[str, object]:
+    manifest = model.artifact.manifest
+    return {
+        "name": model.name,
+        "version": model.version,
+        "variant": model.runtime.variant,
+        "mode": manifest.mode,
+        "ports": manifest.ports.model_dump(mode="json", exclude_none=True),
+        "pipeline": manifest.pipeline.x is not None or manifest.pipeline.y is not None,
+    }

@@ -1,0 +1,211 @@
+"""The native routes as OpenAPI paths, with examples; BentoML's page at / shows them."""
+
+from typing import Any
+
+from service.errors import (
+    ArtifactError,
+    CapacityError,
+    CarouselError,
+    DrainingError,
+    InvalidJsonError,
+    MethodNotAllowedError,
+    ModelConflictError,
+    NotFiniteError,
+    RequestError,
+    ResultNotFiniteError,
+    SessionGoneError,
+    SessionNotFoundError,
+    ShapeError,
+    StepConflictError,
+    TooLongError,
+    UnknownModelError,
+)
+
+TAG = "Carousel"
+
+_REQUEST = {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
+_ANSWER = {
+    "session_id": "pump-7",
+    "model": "sine-cell",
+    "version": "0123456789abcdef",
+    "step": 2,
+    "created": True,
+    "y": [[0.15], [0.24]],
+}
+_SESSION = {key: _ANSWER[key] for key in ("session_id", "model", "version", "step")}
+_NEXT_LINE = '{"session_id": "pump-8", "x": [[0.3]]}'
+
+_REQUEST_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["session_id", "x"],
+    "additionalProperties": False,
+    "properties": {
+        "session_id": {"type": "string", "minLength": 1, "maxLength": 256},
+        "x": {
+            "type": "array",
+            "minItems": 1,
+            "items": {},
+            "description": "Rows of (time, ...), raw units, as GET /models says under `ports`.",
+        },
+        "step": {
+            "type": "integer",
+            "minimum": 0,
+            "nullable": True,
+            "description": "The index of the first row; makes a retry safe.",
+        },
+        "model": {"type": "string", "nullable": True, "description": "`name` or `name:version`."},
+    },
+}
+_ANSWER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "session_id": {"type": "string"},
+        "model": {"type": "string"},
+        "version": {"type": "string"},
+        "step": {"type": "integer", "description": "The index of the next step."},
+        "created": {"type": "boolean", "description": "Whether this request began the session."},
+        "y": {"type": "array", "items": {}, "description": "Rows of (time, ...), raw units."},
+    },
+}
+_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "additionalProperties": True,
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        }
+    },
+}
+
+
+def native_paths() -> dict[str, dict[str, Any]]:
+    """path -> OpenAPI path item."""
+    run = (
+        InvalidJsonError,
+        RequestError,
+        ShapeError,
+        NotFiniteError,
+        UnknownModelError,
+        MethodNotAllowedError,
+        StepConflictError,
+        ModelConflictError,
+        SessionGoneError,
+        TooLongError,
+        ResultNotFiniteError,
+        CapacityError,
+        DrainingError,
+        ArtifactError,
+    )
+    one_session = (SessionNotFoundError, MethodNotAllowedError)
+    session_id = {
+        "name": "session_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": "pump-7",
+    }
+    return {
+        "/predict": {
+            "post": _operation(
+                "predict",
+                "Advance one session by the rows of `x`, and begin it if there is none.",
+                _json(_ANSWER_SCHEMA, _ANSWER),
+                run,
+                requestBody={"required": True, "content": _json(_REQUEST_SCHEMA, _REQUEST)},
+            )
+        },
+        "/stream": {
+            "post": _operation(
+                "stream",
+                "Lines of /predict bodies in, lines of replies out as each is done; any number of "
+                'sessions. A refused line is answered by {"error", "line", "session_id"}.',
+                {"application/x-ndjson": {"schema": _ANSWER_SCHEMA, "example": _ANSWER}},
+                (MethodNotAllowedError,),
+                requestBody={
+                    "required": True,
+                    "content": {
+                        "application/x-ndjson": {
+                            "schema": _REQUEST_SCHEMA,
+                            "example": '{"session_id": "pump-7", "x": [[0.1]]}\n' + _NEXT_LINE,
+                        }
+                    },
+                },
+            )
+        },
+        "/sessions/{session_id}": {
+            "get": _operation(
+                "look_up",
+                "Where a session stands.",
+                _json({"type": "object"}, _SESSION),
+                one_session,
+                parameters=[session_id],
+            ),
+            "delete": _operation(
+                "drop",
+                "Forget a session.",
+                _json({"type": "object"}, {**_SESSION, "dropped": True}),
+                one_session,
+                parameters=[session_id],
+            ),
+        },
+        "/models": {
+            "get": _operation(
+                "models",
+                "What is served.",
+                _json({"type": "object"}, None),
+                (MethodNotAllowedError,),
+            )
+        },
+        "/readyz": {
+            "get": _operation(
+                "readyz",
+                "Whether every configured model passed its self-test on this machine.",
+                _json(
+                    {"type": "object"},
+                    {"status": "ready", "models": ["sine-cell:0123456789abcdef"]},
+                ),
+                (ArtifactError, DrainingError),
+            )
+        },
+    }
+
+
+def _operation(
+    name: str,
+    summary: str,
+    content: dict[str, Any],
+    errors: tuple[type[CarouselError], ...],
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        "tags": [TAG],
+        "operationId": f"carousel__{name}",
+        "summary": summary,
+        **more,
+        "responses": {"200": {"description": "Done.", "content": content}, **_refusals(errors)},
+    }
+
+
+def _refusals(errors: tuple[type[CarouselError], ...]) -> dict[str, Any]:
+    by_status: dict[str, list[type[CarouselError]]] = {}
+    for error in errors:
+        by_status.setdefault(str(error.status), []).append(error)
+    return {
+        status: {
+            "description": " ".join(f"`{e.code}`: {e.__doc__}" for e in members),
+            "content": _json(
+                _ERROR_SCHEMA, {"error": {"code": members[0].code, "message": members[0].__doc__}}
+            ),
+        }
+        for status, members in sorted(by_status.items())
+    }
+
+
+def _json(schema: dict[str, Any], example: object) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": schema}
+    if example is not None:
+        media["example"] = example
+    return {"application/json": media}

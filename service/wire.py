@@ -1,0 +1,241 @@
+"""The native JSON bodies: bytes -> request, answer -> bytes.
+
+A request is decoded in two steps, because the rank of `x` is the model's affair and the model may
+be known only once the session is: first the envelope, with `x` left as raw JSON, then `x` by a
+decoder compiled for its rank. Both refuse what they were not told of: unknown fields, numbers in
+strings, booleans, nulls, ragged rows.
+
+The decoders accept strict JSON only. What they refuse is read once more by Python's tolerant
+reader, off the hot path, to say what was wrong: Python clients send the literals `NaN` and
+`Infinity`, and deserve better than "not JSON".
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import orjson
+
+from service.errors import ClientError, InvalidJsonError, NotFiniteError, RequestError, ShapeError
+
+Array = np.ndarray
+
+MAX_SESSION_ID_CHARS = 256  # long enough for any UUID, path or topic; short enough to be a key
+MAX_STEP = 2**63 - 1  # what a signed 64-bit counter holds, in any store
+
+_FIELDS = "{session_id, x, step?, model?}"
+_KINDS = {float: "a number", int: "an integer"}
+
+
+class Envelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A /predict body, or one line of /stream, with `x` still raw."""
+
+    session_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SESSION_ID_CHARS)]
+    x: msgspec.Raw
+    step: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What `x` of one request must look like: (time, *tail) of numbers of one kind."""
+
+    tail: tuple[int, ...]
+    dtype: Literal["float32", "int64"]
+
+    @property
+    def wanted(self) -> str:
+        return "(" + ", ".join(["time", *map(str, self.tail)]) + ("" if self.tail else ",") + ")"
+
+
+_envelopes = msgspec.json.Decoder(Envelope)
+
+
+def decode_envelope(body: bytes) -> Envelope:
+    """Read a body up to `x`.
+
+    Raises:
+        InvalidJsonError: it is not JSON.
+        NotFiniteError: it holds NaN or Infinity. Send finite numbers.
+        RequestError: a field is missing, unknown, or of the wrong type.
+    """
+    try:
+        envelope = _envelopes.decode(body)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"{_plain(str(error))}; expected {_FIELDS}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _why_not_json(body, error) from error
+    if envelope.step is not None and envelope.step > MAX_STEP:
+        raise RequestError(f"`step` is {envelope.step}, expected at most {MAX_STEP}")
+    return envelope
+
+
+def decode_rows(raw: bytes, shape: RowShape) -> Array:
+    """Read `x` as (time, *tail), float64 or int64, in the client's units.
+
+    Raises:
+        ShapeError: it is not an array of that shape, of numbers.
+        NotFiniteError: a number is too large to be finite.
+        InvalidJsonError: a number or string in it is malformed.
+    """
+    try:
+        nested = _rows_decoder(len(shape.tail) + 1, shape.dtype).decode(raw)
+        rows = np.array(nested, "float64" if shape.dtype == "float32" else "int64")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError):
+        raise _why_not_rows(raw, shape) from None
+    if rows.shape[1:] != shape.tail or 0 in rows.shape:
+        raise _wrong_shape(rows.shape, shape)
+    return rows
+
+
+def encode_answer(
+    session_id: str, model: str, version: str, step: int, created: bool, y: Array
+) -> bytes:
+    """The reply to /predict; `step` is the index of the next step, y in raw units."""
+    return orjson.dumps(
+        {
+            "session_id": session_id,
+            "model": model,
+            "version": version,
+            "step": step,
+            "created": created,
+            "y": y,
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+def encode(body: object) -> bytes:
+    """Any other reply."""
+    return orjson.dumps(body)
+
+
+@lru_cache(maxsize=64)
+def _rows_decoder(rank: int, dtype: str) -> "msgspec.json.Decoder[Any]":
+    kind: Any = float if dtype == "float32" else int
+    for _ in range(rank):
+        kind = list[kind]
+    return msgspec.json.Decoder(kind)
+
+
+def _plain(message: str) -> str:
+    return message.replace("`$.", "`").replace("`$`", "the body")
+
+
+def _why_not_json(body: bytes, error: Exception) -> ClientError:
+    """What to tell the client about a body that the strict decoder cannot read."""
+    try:
+        tolerant = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return InvalidJsonError(f"the body is not JSON: {error}; expected {_FIELDS}")
+    if isinstance(tolerant, dict) and (where := _find_bad_number(tolerant.get("x"))):
+        return _not_finite(*where)
+    return InvalidJsonError(
+        f"the body is not strict JSON: {error}; NaN and Infinity are not JSON numbers"
+    )
+
+
+def _why_not_rows(raw: bytes, shape: RowShape) -> ClientError:
+    """What to tell the client about an `x` that is not rows of numbers."""
+    try:
+        return _explain(json.loads(raw.decode("utf-8")), shape)
+    except RecursionError:
+        return ShapeError(f"`x` is nested too deeply, expected {shape.wanted}")
+    except ValueError as error:
+        return InvalidJsonError(f"`x` is not JSON: {error}")
+
+
+def _explain(value: object, shape: RowShape) -> ClientError:
+    if fault := _find_wrong_kind(value, "x", shape):
+        return ShapeError(f"{fault}, expected {shape.wanted} from manifest port `x`")
+    if where := _find_bad_number(value):
+        return _not_finite(*where)
+    if ragged := _find_ragged(value, "x"):
+        return ShapeError(f"{ragged}, expected {shape.wanted} from manifest port `x`")
+    return _wrong_shape(_outer_shape(value), shape)
+
+
+def _find_wrong_kind(value: object, place: str, shape: RowShape) -> str | None:
+    """The first element that is neither a list nor a number of the right kind, in words."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            if fault := _find_wrong_kind(item, f"{place}[{i}]", shape):
+                return fault
+        return None
+    kind = float if shape.dtype == "float32" else int
+    if isinstance(value, bool) or not isinstance(value, int | kind):
+        return f"`{place}` is {_show(value)}, not {_KINDS[kind]}"
+    if shape.dtype == "int64" and not -(2**63) <= value < 2**63:
+        return f"`{place}` is {_show(value)}, beyond 64 bits"
+    return None
+
+
+def _find_bad_number(value: object, row: int | None = None) -> tuple[int | None, object] | None:
+    """The first number beyond float64, with its row (None: x is that number)."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            if found := _find_bad_number(item, i if row is None else row):
+                return found
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return row, value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1.8e308:
+        return row, math.inf if value > 0 else -math.inf
+    return None
+
+
+def _find_ragged(value: object, place: str) -> str | None:
+    if not isinstance(value, list):
+        return None
+    sizes = [len(item) if isinstance(item, list) else None for item in value]
+    for i, size in enumerate(sizes):
+        if size != sizes[0]:
+            return f"`{place}[{i}]` has {_count(size)}, `{place}[0]` has {_count(sizes[0])}"
+    for i, item in enumerate(value):
+        if found := _find_ragged(item, f"{place}[{i}]"):
+            return found
+    return None
+
+
+def _count(size: int | None) -> str:
+    return "no list" if size is None else f"{size} values"
+
+
+def _outer_shape(value: object) -> tuple[int, ...]:
+    shape: list[int] = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape)
+
+
+def _wrong_shape(found: Sequence[int], shape: RowShape) -> ShapeError:
+    least = "" if 0 not in found else " with at least one step"
+    return ShapeError(
+        f"`x` has shape {tuple(found)}, expected {shape.wanted}{least} from manifest port `x`",
+        got=list(found),
+        expected=["time", *shape.tail],
+    )
+
+
+def _not_finite(row: int | None, value: object) -> NotFiniteError:
+    place = "`x`" if row is None else f"row {row} of `x`"
+    return NotFiniteError(f"{place} holds {value}, expected finite numbers", row=row)
+
+
+def refuse_not_finite(rows: Array, why: str = "") -> None:
+    """Raise NotFiniteError at the first row of (time, ...) `rows` that holds NaN or infinity."""
+    finite = np.isfinite(rows)
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0])
+        raise NotFiniteError(f"row {row} of `x` is not finite{why}", row=row)
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
