@@ -1,0 +1,151 @@
+"""`python -m export MODULE:FACTORY --weights FILE --example FILE.npy --name NAME`."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from threadpoolctl import threadpool_limits
+
+from export.errors import ExportError, SourceError
+from export.exporter import ALL_VARIANTS, Progress, export
+from export.publish import publish
+from export.report import parity_table
+from export.source import load_source
+from service.artifact import NAME_PATTERN
+from service.errors import CarouselError
+
+EPILOG = """\
+export imports and runs MODULE, so run it on code that you trust; serving never does.
+exit status: 0 written; 1 refused, nothing written; 2 the command line is wrong.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        # numpy's and torch's thread pools take the cores from each other: 30 times slower here.
+        with threadpool_limits(1), console.status("loading") as status:
+            torch.set_num_threads(1)
+            _run(arguments, status.update)
+    except (ExportError, CarouselError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace, progress: Progress) -> None:
+    source = load_source(
+        arguments.module,
+        arguments.weights,
+        arguments.example,
+        arguments.pipeline,
+        _init(arguments.init),
+    )
+    exported = export(
+        source,
+        _name(arguments.name),
+        arguments.out,
+        notation=arguments.call,
+        variants=arguments.variants,
+        default_variant=arguments.default_variant,
+        tolerances=dict(arguments.tolerance),
+        progress=progress,
+    )
+    manifest = exported.artifact.manifest
+    Console(width=140).print(parity_table(manifest, exported.measured))
+    print(f"wrote {exported.artifact.path}")
+    if arguments.store:
+        progress("copying into BentoML's model store")
+        print(f"BentoML model store: {publish(exported.artifact)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Turn a trained recurrent module into an artifact, proven equal to it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("module", metavar="MODULE:FACTORY", help="a class or function that builds the module")
+    add("--weights", type=Path, required=True, help="its state_dict: .safetensors, .pt or .pth")
+    add("--example", type=Path, required=True, help="real input in raw units, .npy (T, features)")
+    add("--name", required=True, help="the artifact's name: lower case, digits, . _ -")
+    add(
+        "--out", type=Path, default=Path("artifacts"), help="where NAME/VERSION/ goes (%(default)s)"
+    )
+    add("--pipeline", type=Path, help="the scaling of x and y, .json")
+    add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"')
+    add("--init", metavar="JSON", default="{}", help="keywords for FACTORY")
+    add(
+        "--variants",
+        type=_variants,
+        default=ALL_VARIANTS,
+        metavar="A,B",
+        help=f"which to write, the first is served by default ({','.join(ALL_VARIANTS)})",
+    )
+    add("--default-variant", type=_variant, metavar="A", help="which is served by default")
+    add(
+        "--tolerance",
+        type=_tolerance,
+        action="append",
+        default=[],
+        metavar="VARIANT=ATOL",
+        help="allow this much absolute error, in the model's units; may be repeated",
+    )
+    add(
+        "--no-store",
+        dest="store",
+        action="store_false",
+        help="do not copy it into BentoML's model store",
+    )
+    return parser
+
+
+def _variant(text: str) -> str:
+    if text not in ALL_VARIANTS:
+        raise argparse.ArgumentTypeError(f"`{text}` is none of {', '.join(ALL_VARIANTS)}")
+    return text
+
+
+def _variants(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_variant(part.strip()) for part in text.split(",")))
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    variant, equals, atol = text.partition("=")
+    try:
+        value = float(atol)
+    except ValueError:
+        value = 0.0
+    if not equals or not value > 0 or value == float("inf"):
+        raise argparse.ArgumentTypeError(f"`{text}`, expected VARIANT=ATOL as in onnx-int8=0.02")
+    return _variant(variant), value
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise SourceError(
+            f"got the name `{name}`, expected lower-case letters, digits, `.`, `_` and `-`, "
+            "beginning and ending with a letter or digit, at most 63 characters"
+        )
+    return name
+
+
+def _init(text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SourceError(f"--init `{text}` is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SourceError(f"--init `{text}` is not an object of keywords")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""What can go wrong in an export, by whose hands can mend it. Nothing was written in any case."""
+
+
+class ExportError(Exception):
+    """Base of all; the message says what came, what was expected, and what to do."""
+
+
+class SourceError(ExportError):
+    """The module, the weights, the example or the pipeline file is not usable."""
+
+
+class CallError(ExportError):
+    """No way to call the module was found, or more than one."""
+
+
+class LoweringError(ExportError):
+    """The module's step could not be turned into graphs that compute the same."""
+
+
+class CausalityError(ExportError):
+    """The module's answer for a step depends on the steps after it, or on the chunking."""
+
+
+class ParityError(ExportError):
+    """A variant drifts from the reference by more than its tolerance."""

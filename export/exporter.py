@@ -1,0 +1,343 @@
+"""The whole road: adapt, lower, quantize, prove, write. All of the artifact, or nothing.
+
+Everything is written to a hidden folder beside the target and renamed into place once every
+variant passed; whatever stops the export before that leaves no trace.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from safetensors.numpy import save_file
+
+from export import torchscript
+from export.errors import ParityError, SourceError
+from export.form import read_form
+from export.isolation import is_isolated
+from export.network import Network, lower
+from export.onnx_graph import write_float_graph
+from export.parity import Gate, Measured
+from export.reference import Reference, find_reference
+from export.report import write_report
+from export.rowwise import write_rowwise_graphs
+from export.source import Source
+from export.stock import write_stock_int8
+from export.trace import trace_step
+from service.artifact import (
+    MANIFEST,
+    Artifact,
+    File,
+    Golden,
+    Lowering,
+    Manifest,
+    Port,
+    Ports,
+    Provenance,
+    StatePort,
+    Variant,
+    VariantName,
+    content_version,
+    describe_file,
+)
+from service.pipeline import Scaling
+from service.runtime import Runtime
+
+Array = np.ndarray
+ALL_VARIANTS: tuple[VariantName, ...] = (
+    "onnx-fp32",
+    "onnx-int8",
+    "onnx-int8-rowwise",
+    "torchscript-fp32",
+    "torchscript-int8",
+)
+GOLDEN_FILE = "golden.safetensors"
+PRODUCERS = ("torch", "onnx", "onnxruntime", "numpy")
+
+Progress = Callable[[str], None]  # told what begins
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written artifact and what the gate measured."""
+
+    artifact: Artifact
+    measured: Sequence[Measured]
+
+
+def export(
+    source: Source,
+    name: str,
+    out: Path,
+    *,
+    notation: str | None = None,
+    variants: Sequence[VariantName] = ALL_VARIANTS,
+    default_variant: VariantName | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    progress: Progress = lambda what: None,
+) -> Exported:
+    """Export `source` as artifact `out/name/VERSION/`.
+
+    Args:
+        notation: how the module is called (`--call`); None: found out.
+        variants: those to write, the first of them the default unless `default_variant` says.
+        tolerances: variant -> atol, in place of the gate's own.
+        progress: told, in a few words, what begins.
+    Raises:
+        ExportError: some part failed; nothing was written.
+    """
+    progress("calling the module")
+    x = model_input(source)
+    reference = find_reference(source.module, torch.from_numpy(x[:, :64]), notation)
+    progress("lowering")
+    trace = trace_step(reference, torch.from_numpy(x))
+    network = lower(read_form(trace), trace)
+    ports = _ports(reference, network, x, trace.y_shape)
+    _check_pipeline(source, ports)
+    progress("running the reference")
+    gate = Gate(reference, x, ports, source.pipeline)
+    gate.check_causal()
+    ports = _with_ranges(ports, gate)
+    with _staging(out / name) as folder:
+        progress("writing the graphs")
+        files = _write_variants(folder, network, ports, variants)
+        _write_golden(folder, gate.golden, ports)
+        draft = _draft(source, name, ports, network, reference, folder, files)
+        draft = draft.model_copy(update={"default_variant": default_variant or variants[0]})
+        measured: list[Measured] = []
+        proven: dict[VariantName, Variant] = {}
+        for variant in variants:
+            progress(f"proving {variant}")
+            entry, found = _prove(folder, draft, variant, gate, x, (tolerances or {}).get(variant))
+            proven[variant] = entry
+            measured += found
+        _refuse_failed(measured)
+        manifest = _seal(draft, proven)
+        (folder / MANIFEST).write_text(manifest.to_json())
+        write_report(folder, manifest, measured)
+        path = _place(folder, out / name / manifest.version)
+    return Exported(Artifact.load(path), measured)
+
+
+def model_input(source: Source) -> Array:
+    """The example as the module takes it: (N, T, ...) float32, standardised (unitless).
+
+    Raises:
+        SourceError: the example has not the pipeline's features, or overflows float32.
+    """
+    raw = source.example
+    if raw.ndim == 1:
+        raw = raw[:, None]
+    if raw.ndim == 2:
+        raw = raw[None]
+    scaling = source.pipeline.x
+    if scaling and raw.shape[-1] != len(scaling.mean):
+        raise SourceError(
+            f"the example has {raw.shape[-1]} features, the pipeline's `x` has {len(scaling.mean)}"
+        )
+    x = source.pipeline.encode(raw).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise SourceError("the example overflows float32 once scaled; mend it or the pipeline")
+    return x
+
+
+def _ports(reference: Reference, network: Network, x: Array, y_shape: tuple[int, ...]) -> Ports:
+    bounded = {cell.h.port for cell in network.cells} - {cell.c.port for cell in network.cells}
+    return Ports(
+        x=Port(dtype="float32", shape=["B", "T", *x.shape[2:]]),
+        y=Port(dtype="float32", shape=["B", "T", *y_shape]),
+        states=[
+            StatePort(
+                name=s.name,
+                input=f"{s.name}_0",
+                output=f"{s.name}_n",
+                dtype="float32",
+                shape=["B", *s.shape],
+                bound=1.0 if s.name in bounded else None,
+            )
+            for s in reference.states
+        ],
+    )
+
+
+def _check_pipeline(source: Source, ports: Ports) -> None:
+    scalings: list[tuple[str, Scaling | None, Port]] = [
+        ("x", source.pipeline.x, ports.x),
+        ("y", source.pipeline.y, ports.y),
+    ]
+    for what, scaling, port in scalings:
+        if scaling and (len(port.shape) < 3 or port.shape[-1] != len(scaling.mean)):
+            raise SourceError(
+                f"the pipeline's `{what}` has {len(scaling.mean)} features, "
+                f"the module's {what} has shape {port.shape}"
+            )
+
+
+def _with_ranges(ports: Ports, gate: Gate) -> Ports:
+    def seen(values: Array) -> tuple[float, float]:
+        return float(values.min()), float(values.max())
+
+    case = gate.teacher_forced
+    ranges = gate.state_ranges
+    return ports.model_copy(
+        update={
+            "x": ports.x.model_copy(update={"range": seen(case.x)}),
+            "y": ports.y.model_copy(update={"range": seen(case.y)}),
+            "states": [s.model_copy(update={"range": ranges[s.name]}) for s in ports.states],
+        }
+    )
+
+
+@contextmanager
+def _staging(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent`, gone at the end unless it was renamed; so is a new `parent`."""
+    try:
+        existed = parent.is_dir()
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=parent))
+    except OSError as error:
+        raise SourceError(f"cannot write to {parent}: {error.strerror}; choose --out") from error
+    folder.chmod(0o755)  # mkdtemp's 0700 would hide the artifact from the server's user
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not existed and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _write_variants(
+    folder: Path, network: Network, ports: Ports, variants: Sequence[VariantName]
+) -> dict[VariantName, tuple[File, File | None]]:
+    """variant -> its file, and its step graph if it has one."""
+    written: dict[VariantName, tuple[File, File | None]] = {}
+    float_graph = folder / "onnx-fp32.onnx"
+    onnx.save(write_float_graph(network, ports), float_graph)
+    for variant in variants:
+        step: Path | None = None
+        target = folder / (f"{variant}.onnx" if variant.startswith("onnx") else f"{variant}.pt")
+        if variant == "onnx-int8":
+            write_stock_int8(float_graph, target)
+        elif variant == "onnx-int8-rowwise":
+            step = folder / f"{variant}.step.onnx"
+            chunk_graph, step_graph = write_rowwise_graphs(network, ports)
+            onnx.save(chunk_graph, target)
+            onnx.save(step_graph, step)
+        elif variant.startswith("torchscript"):
+            module = torchscript.LoweredModule(network, ports)
+            if variant == "torchscript-int8":
+                module = torchscript.quantize(module)
+            torchscript.save(torchscript.script(module, ports), target)
+        written[variant] = (describe_file(target), describe_file(step) if step else None)
+    if "onnx-fp32" not in variants:
+        float_graph.unlink()
+    return written
+
+
+def _write_golden(folder: Path, golden: Golden, ports: Ports) -> None:
+    tensors = {"x": golden.x, "y": golden.y}
+    tensors |= {s.output: golden.final[s.name] for s in ports.states}
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / GOLDEN_FILE)
+
+
+def _draft(
+    source: Source,
+    name: str,
+    ports: Ports,
+    network: Network,
+    reference: Reference,
+    folder: Path,
+    files: Mapping[VariantName, tuple[File, File | None]],
+) -> Manifest:
+    """The manifest before the proof: every variant is loaded as if it were isolated."""
+    return Manifest(
+        schema_version=1,
+        name=name,
+        version="0" * 16,
+        producer={"python": platform.python_version(), **{p: version(p) for p in PRODUCERS}},
+        mode="causal",
+        ports=ports,
+        pipeline=source.pipeline,
+        default_variant=next(iter(files)),
+        variants={
+            variant: Variant(**file.model_dump(), isolated=True, step=step, parity=[])
+            for variant, (file, step) in files.items()
+        },
+        golden=describe_file(folder / GOLDEN_FILE),
+        lowering=[
+            Lowering(
+                layer=cell.name,
+                road="lstm",
+                why=f"recognised in the traced step of {type(source.module).__name__} "
+                f"({cell.hidden_size} units), equal to it in float64 to 1e-10",
+            )
+            for cell in network.cells
+        ],
+        provenance=Provenance(
+            module=source.spec,
+            call=reference.describe(),
+            weights_sha256=source.weights_sha256,
+            example_sha256=source.example_sha256,
+            example_steps=int(model_input(source).shape[1]),
+        ),
+    )
+
+
+def _prove(
+    folder: Path, draft: Manifest, name: VariantName, gate: Gate, x: Array, atol: float | None
+) -> tuple[Variant, list[Measured]]:
+    artifact = Artifact(folder, draft)
+    isolated = is_isolated(Runtime(artifact, name), x, artifact.layout.zeros())
+    entry = draft.variants[name].model_copy(update={"isolated": isolated})
+    variants = {**draft.variants, name: entry}
+    runtime = Runtime(Artifact(folder, draft.model_copy(update={"variants": variants})), name)
+    measured = gate.measure(runtime, atol)
+    return entry.model_copy(update={"parity": [m.summary() for m in measured]}), measured
+
+
+def _refuse_failed(measured: Sequence[Measured]) -> None:
+    failed = [m for m in measured if not m.passed]
+    if not failed:
+        return
+    lines = [
+        f"{m.variant} drifts to {m.errors[m.worst]:.1e} at step {m.worst} of {len(m.errors)} "
+        f"(atol {m.tolerance.atol:g}, rtol {m.tolerance.rtol:g}) on case `{m.case.name}`"
+        for m in failed
+    ]
+    raise ParityError(
+        "; ".join(lines) + "; not written. Leave the variant out (--variants), or allow it more "
+        "if your task does (--tolerance VARIANT=ATOL)"
+    )
+
+
+def _seal(draft: Manifest, proven: Mapping[VariantName, Variant]) -> Manifest:
+    manifest = draft.model_copy(update={"variants": dict(proven)})
+    return manifest.model_copy(update={"version": content_version(manifest)})
+
+
+def _place(folder: Path, target: Path) -> Path:
+    """Rename the folder into place. The same version is the same content: it is left as it is."""
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner only
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not (target / MANIFEST).is_file():
+            raise
+        return target
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+    return target

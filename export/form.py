@@ -1,0 +1,263 @@
+"""The affine form of a step: what is left of a graph when every spelling is taken away.
+
+Rules
+- A root is an input (x or a state) or the result of an operation that is not affine.
+- Every other value is affine in the roots: sum of matrix @ root, plus a bias. The matrices are
+  read off numerically in float64, by feeding unit vectors, whatever operations spell them.
+- Roots and values are flat, (B, n); a value in which rows of the batch meet has no form.
+- What was read off is compared with the graph on random and on large values before it counts.
+
+So a cell of four matrices, one of a chunked 4H matrix, `nn.LSTM` and an einsum have one form.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from export.errors import LoweringError
+from export.trace import Trace, shape_of
+
+Array = np.ndarray
+aten = torch.ops.aten
+
+POINTWISE = {
+    aten.sigmoid.default: "sigmoid",
+    aten.tanh.default: "tanh",
+    aten.relu.default: "relu",
+    aten.mul.Tensor: "mul",
+}
+LINEAR = {  # linear in all that depends on the input; the bias is read off with the rest
+    "add", "sub", "rsub", "neg", "cat", "stack", "select", "slice", "view", "_unsafe_view",
+    "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "split",
+    "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "unbind", "clone", "contiguous",
+    "alias", "detach", "lift_fresh_copy", "_to_copy", "sum", "mean", "flatten", "narrow",
+    "index_select", "select_copy", "slice_copy", "view_copy", "permute_copy", "transpose_copy",
+    "t_copy", "unsqueeze_copy", "squeeze_copy", "expand_copy", "split_copy", "unbind_copy",
+    "flip", "repeat",
+    "constant_pad_nd", "getitem",
+}  # fmt: skip
+BILINEAR = {"mul", "mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "dot", "div"}
+CHECK_TOLERANCE = 1e-10  # relative to the largest value, in float64
+
+
+@dataclass(frozen=True)
+class Affine:
+    """value (B, n) = sum over roots of root @ matrix.T, plus bias."""
+
+    blocks: Mapping[str, Array]  # root -> (n, root size) float64, none of them all zero
+    bias: Array  # (n,) float64
+
+    @property
+    def size(self) -> int:
+        return len(self.bias)
+
+    def __call__(self, roots: Mapping[str, Array]) -> Array:
+        batch = len(next(iter(roots.values())))
+        value = np.tile(self.bias, (batch, 1))
+        for name, matrix in self.blocks.items():
+            value = value + roots[name] @ matrix.T
+        return value
+
+
+@dataclass(frozen=True)
+class Root:
+    """`fn` of affine arguments of the root's own size, element by element; inputs have none."""
+
+    name: str
+    fn: str  # "input" or a value of POINTWISE
+    size: int
+    args: tuple[Affine, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """Roots in the order of computation; y and each state as affine values of them."""
+
+    roots: Mapping[str, Root]
+    y: Affine
+    states: Mapping[str, Affine]
+
+
+def read_form(trace: Trace) -> Form:
+    """Read the affine form off a trace.
+
+    Raises:
+        LoweringError: an operation is neither affine nor known, or mixes rows of the batch.
+    """
+    return _Reader(trace).form()
+
+
+@dataclass
+class _Reader:
+    trace: Trace
+    roots: dict[fx.Node, str] = field(default_factory=dict)  # node -> root name
+    depends: set[fx.Node] = field(default_factory=set)  # nodes that depend on an input
+    values: dict[fx.Node, object] = field(default_factory=dict)  # with every root zero
+
+    def form(self) -> Form:
+        names = iter(("x", *self.trace.state_names))
+        for node in self.trace.graph.graph.nodes:
+            if node.op == "output":
+                break
+            if node.op == "placeholder":
+                self._add_root(node, next(names))
+            elif any(n in self.depends for n in node.all_input_nodes) and not self._is_affine(node):
+                self._add_root(node, node.name)
+            else:
+                if any(n in self.depends for n in node.all_input_nodes):
+                    self.depends.add(node)
+                self.values[node] = self.trace.compute(node, self.values)
+        targets = self._targets()
+        affine = self._read(targets)
+        self._check(targets, affine)
+        return self._assemble(targets, affine)
+
+    def _add_root(self, node: fx.Node, name: str) -> None:
+        self.roots[node] = name
+        self.depends.add(node)
+        self.values[node] = torch.zeros(shape_of(node), dtype=torch.float64)
+
+    def _is_affine(self, node: fx.Node) -> bool:
+        if node.target in POINTWISE and node.target is not aten.mul.Tensor:
+            return False
+        name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        moving = [n for n in node.all_input_nodes if n in self.depends]
+        if name in BILINEAR:
+            if name == "div":
+                return moving == [node.args[0]]
+            factors = [a for a in node.args if isinstance(a, fx.Node)]
+            if name in ("addmm", "baddbmm"):  # the first is the summand
+                factors = factors[1:]
+            if sum(f in self.depends for f in factors) <= 1:
+                return True
+            if node.target is aten.mul.Tensor:
+                return False
+        elif name in LINEAR:
+            return True
+        raise LoweringError(
+            f"the operation `{name}` on values of shape {[shape_of(n) for n in moving]} is not one "
+            f"that lowering knows; it knows affine maps, {', '.join(sorted(POINTWISE.values()))}"
+        )
+
+    def _targets(self) -> dict[str, fx.Node | float]:
+        """What must be read: every argument of every root, and the outputs."""
+        targets: dict[str, fx.Node | float] = {}
+        for node, name in self.roots.items():
+            if node.op != "placeholder":
+                for i, arg in enumerate(node.args):
+                    targets[f"{name}/{i}"] = arg  # type: ignore[assignment]
+        targets |= dict(zip(("y", *self.trace.state_names), self.trace.outputs(), strict=True))
+        return targets
+
+    def _flatten(self, value: Tensor, shape: tuple[int, ...]) -> Array:
+        """(.., B, ..) -> (B, n), broadcast to `shape` first."""
+        axes = [i for i, n in enumerate(shape) if n == self.trace.batch]
+        if len(axes) != 1:
+            raise LoweringError(f"a value of shape {shape} has no one axis of the batch")
+        full = torch.broadcast_to(value, shape)
+        return full.movedim(axes[0], 0).reshape(self.trace.batch, -1).numpy()
+
+    def _target_shape(self, key: str, node: fx.Node | float) -> tuple[int, ...]:
+        owner, slash, _ = key.rpartition("/")
+        if slash:
+            return next(shape_of(n) for n, name in self.roots.items() if name == owner)
+        if not isinstance(node, fx.Node):
+            raise LoweringError(f"the output `{key}` is not a tensor")
+        return shape_of(node)
+
+    def _snapshot(
+        self, targets: Mapping[str, fx.Node | float], values: Mapping[fx.Node, object]
+    ) -> dict[str, Array]:
+        found = {}
+        for key, node in targets.items():
+            value = values[node] if isinstance(node, fx.Node) else node
+            tensor = torch.as_tensor(value, dtype=torch.float64)
+            found[key] = self._flatten(tensor, self._target_shape(key, node))
+        return found
+
+    def _read(self, targets: Mapping[str, fx.Node | float]) -> dict[str, Affine]:
+        bias = {key: value[0].copy() for key, value in self._snapshot(targets, self.values).items()}
+        blocks: dict[str, dict[str, Array]] = {key: {} for key in targets}
+        for node, name in self.roots.items():
+            downstream, reached = self._downstream(node, targets)
+            size = int(np.prod(shape_of(node))) // self.trace.batch
+            columns: dict[str, list[Array]] = {key: [] for key in reached}
+            for start in range(0, size, self.trace.batch):
+                count = min(self.trace.batch, size - start)
+                units = torch.zeros(self.trace.batch, size, dtype=torch.float64)
+                units[range(count), range(start, start + count)] = 1.0
+                values = self._propagate({node: self._unflatten(units, node)}, downstream)
+                for key, value in self._snapshot(reached, values).items():
+                    columns[key].append((value - bias[key])[:count])
+            for key, rows in columns.items():
+                matrix = np.concatenate(rows).T
+                if matrix.any():
+                    blocks[key][name] = np.ascontiguousarray(matrix)
+        return {key: Affine(blocks[key], bias[key]) for key in targets}
+
+    def _unflatten(self, flat: Tensor, node: fx.Node) -> Tensor:
+        shape = shape_of(node)
+        axis = shape.index(self.trace.batch)
+        rest = shape[:axis] + shape[axis + 1 :]
+        return flat.reshape(self.trace.batch, *rest).movedim(0, axis)
+
+    def _downstream(
+        self, root: fx.Node, targets: Mapping[str, fx.Node | float]
+    ) -> tuple[list[fx.Node], dict[str, fx.Node | float]]:
+        """The nodes that `root` reaches through no other root, and the targets among them."""
+        seen = {root}
+        ordered: list[fx.Node] = []
+        for node in self.trace.graph.graph.nodes:
+            if node not in self.roots and any(n in seen for n in node.all_input_nodes):
+                if node.op == "output":
+                    break
+                seen.add(node)
+                ordered.append(node)
+        reached: dict[str, fx.Node | float] = {k: n for k, n in targets.items() if n in seen}
+        return ordered, reached
+
+    def _propagate(
+        self, given: Mapping[fx.Node, Tensor], nodes: Iterable[fx.Node]
+    ) -> dict[fx.Node, object]:
+        values = {**self.values, **given}
+        for node in nodes:
+            values[node] = self.trace.compute(node, values)
+        return values
+
+    def _check(self, targets: Mapping[str, fx.Node | float], affine: Mapping[str, Affine]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        inner = [n for n in self.trace.graph.graph.nodes if n in self.depends - set(self.roots)]
+        for scale in (1.0, 1e4):
+            flat = {
+                name: scale
+                * torch.randn(
+                    self.trace.batch,
+                    int(np.prod(shape_of(node))) // self.trace.batch,
+                    generator=generator,
+                    dtype=torch.float64,
+                )
+                for node, name in self.roots.items()
+            }
+            given = {node: self._unflatten(flat[name], node) for node, name in self.roots.items()}
+            found = self._snapshot(targets, self._propagate(given, inner))
+            roots = {name: value.numpy() for name, value in flat.items()}
+            for key, value in found.items():
+                error = np.abs(affine[key](roots) - value).max()
+                if not error <= CHECK_TOLERANCE * max(1.0, np.abs(value).max()):
+                    raise LoweringError(f"`{key}` is not affine as read off: error {error:.1e}")
+
+    def _assemble(
+        self, targets: Mapping[str, fx.Node | float], affine: Mapping[str, Affine]
+    ) -> Form:
+        roots = {}
+        for node, name in self.roots.items():
+            size = int(np.prod(shape_of(node))) // self.trace.batch
+            if node.op == "placeholder":
+                roots[name] = Root(name, "input", size)
+            else:
+                args = tuple(affine[f"{name}/{i}"] for i in range(len(node.args)))
+                roots[name] = Root(name, POINTWISE[node.target], size, args)  # type: ignore[index]
+        return Form(roots, affine["y"], {name: affine[name] for name in self.trace.state_names})

@@ -1,0 +1,275 @@
+"""The gate: does a variant compute what was trained, over thousands of carried steps?
+
+Rules
+- Every measurement runs the very `Runtime` that the service runs.
+- The reference is the user's eager module in float32, run over the whole sequence at once; the
+  variant gets the same sequence in random chunks with its own state carried.
+- `teacher-forced`: the example's real input, at least `MIN_STEPS` steps (a shorter example is
+  cycled, and the report says so). `closed-loop`, for models whose y can be their next x: from many
+  points of the example, each feeds its own output back for `HORIZON` steps.
+- The tolerance is stated as atol and rtol of the model's units. A variant that exceeds it anywhere
+  fails, and then nothing at all is written.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from export.errors import CausalityError
+from export.reference import Reference
+from service.artifact import Golden, Parity, Ports, State, Tolerance
+from service.pipeline import Pipeline
+from service.runtime import Runtime
+
+Array = np.ndarray
+MIN_STEPS = 2_000
+MAX_STEPS = 10_000  # of the example that count: the eager reference takes about 0.1 ms a step
+MAX_ROWS = 4
+HORIZON = 50
+STARTS = 16
+MAX_CHUNK = 64
+GOLDEN_ROWS, GOLDEN_STEPS = 4, 64
+TEACHER_FORCED, CLOSED_LOOP = "teacher-forced", "closed-loop"
+
+FLOAT_TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5)
+# int8 is measured against what the output does: a share of the reference's standard deviation,
+# and never less than the floor, which is as much of the data's own where the model is standardised.
+INT8_SHARE = {TEACHER_FORCED: 0.1, CLOSED_LOOP: 0.3}
+INT8_FLOOR = {TEACHER_FORCED: 0.01, CLOSED_LOOP: 0.03}
+FLOAT_CLOSED_LOOP = Tolerance(
+    atol=1e-4, rtol=1e-4
+)  # feedback multiplies rounding by the loop's gain
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input, and the reference's answer to it, in the model's units.
+
+    x (B, T, ...) float32 or int64, y (B, T, ...); `cuts` are the steps at which a chunk begins.
+    In a closed loop x is the first step only, (B, 1, ...), and `starts` are the rows' states.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    cuts: tuple[int, ...]
+    cycled: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The error of one variant over one case: |variant - reference|, greatest of each step."""
+
+    variant: str
+    case: Case
+    errors: Array  # (T,) in the model's units
+    excess: Array  # (T,) error / tolerance, greatest of each step
+    tolerance: Tolerance
+
+    @property
+    def passed(self) -> bool:
+        return bool((self.excess <= 1).all())  # False for NaN
+
+    @property
+    def share_of_spread(self) -> float:
+        """The greatest error as a share of the standard deviation of the reference's y."""
+        return float(self.errors.max() / max(float(self.case.y.std()), float(np.finfo("f4").tiny)))
+
+    @property
+    def worst(self) -> int:
+        """The step of the greatest error (of the greatest excess, if it failed)."""
+        return int(np.nanargmax(self.errors if self.passed else self.excess))
+
+    def summary(self) -> Parity:
+        return Parity(
+            case=self.case.name,
+            steps=len(self.errors),
+            tolerance=self.tolerance,
+            max_error=float(self.errors.max()),
+            at_step=int(self.errors.argmax()),
+            passed=self.passed,
+        )
+
+
+class Gate:
+    """The cases of one reference and example."""
+
+    def __init__(self, reference: Reference, x: Array, ports: Ports, pipeline: Pipeline) -> None:
+        """Args:
+        x: (N, T, ...) the example, in the model's units and dtype.
+        """
+        self._reference = reference
+        self._ports = ports
+        self._pipeline = pipeline
+        long, cycled = _long(x)
+        self._rng = np.random.default_rng(0)
+        starts = np.linspace(MIN_STEPS // 10, long.shape[1] - 1, STARTS).astype(int)
+        cuts = _cuts(self._rng, long.shape[1], starts)
+        y, self._states = _run_reference(reference, long, cuts)
+        self.teacher_forced = Case(TEACHER_FORCED, long, y, cuts, cycled)
+        self._starts = starts
+        self.closed_loop = self._closed_loop_case() if self._can_close() else None
+        self.golden = _golden(reference, x)
+
+    @property
+    def state_ranges(self) -> dict[str, tuple[float, float]]:
+        """The least and greatest value of each state, seen at the chunks' ends."""
+        found = {}
+        for spec in self._reference.states:
+            values = np.stack([state[spec.name] for state in self._states.values()])
+            found[spec.name] = (float(values.min()), float(values.max()))
+        return found
+
+    def check_causal(self) -> None:
+        """The reference gives the same whole and in chunks with its state carried.
+
+        Raises:
+            CausalityError: it does not; the message says where.
+        """
+        x = self.teacher_forced.x
+        with torch.no_grad():
+            zeros = self._reference.zeros(len(x))
+            whole, _ = self._reference.run(torch.from_numpy(x), zeros)
+        error = np.abs(whole.numpy() - self.teacher_forced.y)
+        allowed = FLOAT_TOLERANCE.atol + FLOAT_TOLERANCE.rtol * np.abs(self.teacher_forced.y)
+        if not (error <= allowed).all():
+            step = int(np.nanargmax((error - allowed).reshape(*x.shape[:2], -1).max(axis=(0, 2))))
+            raise CausalityError(
+                f"the module gives another y in chunks than over the whole sequence: off by "
+                f"{np.nanmax(error):.1e} (allowed {FLOAT_TOLERANCE.atol:g}), worst at step {step} "
+                f"of {x.shape[1]}. It looks ahead, or keeps state that it does not return"
+            )
+
+    def tolerances(self, variant: str, override: float | None) -> dict[str, Tolerance]:
+        """atol and rtol of each case for `variant`; `override` is an atol given by the user."""
+        if override is not None:
+            return {case.name: Tolerance(atol=override) for case in self.cases}
+        if "int8" not in variant:
+            return {TEACHER_FORCED: FLOAT_TOLERANCE, CLOSED_LOOP: FLOAT_CLOSED_LOOP}
+        spread = float(self.teacher_forced.y.std())
+        return {name: Tolerance(atol=_round(share * spread)) for name, share in INT8_SHARE.items()}
+
+    @property
+    def cases(self) -> list[Case]:
+        return [self.teacher_forced, *([self.closed_loop] if self.closed_loop else [])]
+
+    def measure(self, runtime: Runtime, override: float | None = None) -> list[Measured]:
+        """Run every case through `runtime`."""
+        tolerances = self.tolerances(runtime.variant, override)
+        y, states = _run_chunks(runtime, self.teacher_forced, self._zeros())
+        measured = [_compare(runtime.variant, self.teacher_forced, y, tolerances[TEACHER_FORCED])]
+        if self.closed_loop:
+            start = self._gather(states)
+            y = self._run_closed_loop(runtime, start)
+            measured.append(_compare(runtime.variant, self.closed_loop, y, tolerances[CLOSED_LOOP]))
+        return measured
+
+    def _zeros(self) -> State:
+        zeros = self._reference.zeros(len(self.teacher_forced.x))
+        return {name: value.numpy() for name, value in zeros.items()}
+
+    def _can_close(self) -> bool:
+        x, y = self._ports.x, self._ports.y
+        return x.dtype == y.dtype == "float32" and x.shape == y.shape
+
+    def _gather(self, states: Mapping[int, State]) -> State:
+        """The states at the starts, all rows of all starts side by side: name -> (S * B, ...)."""
+        return {
+            spec.name: np.concatenate([states[int(start)][spec.name] for start in self._starts])
+            for spec in self._reference.states
+        }
+
+    def _feed_back(self, y: Array) -> Array:
+        raw = self._pipeline.decode(y)
+        return self._pipeline.encode(raw).astype(np.float32)
+
+    def _closed_loop_case(self) -> Case:
+        first = np.concatenate([self.teacher_forced.x[:, s : s + 1] for s in self._starts])
+        states = {n: torch.from_numpy(v) for n, v in self._gather(self._states).items()}
+        x, ys = first, []
+        with torch.no_grad():
+            for _ in range(HORIZON):
+                y, states = self._reference.run(torch.from_numpy(x), states)
+                ys.append(y.numpy())
+                x = self._feed_back(ys[-1])
+        return Case(CLOSED_LOOP, first, np.concatenate(ys, axis=1), ())
+
+    def _run_closed_loop(self, runtime: Runtime, state: State) -> Array:
+        if self.closed_loop is None:
+            raise CausalityError("this model's y cannot be its next x")
+        x, ys = self.closed_loop.x, []
+        for _ in range(HORIZON):
+            y, state = runtime.run(x, state)
+            ys.append(y)
+            x = self._feed_back(y)
+        return np.concatenate(ys, axis=1)
+
+
+def _long(x: Array) -> tuple[Array, bool]:
+    """The example as at most MAX_ROWS rows of MIN_STEPS to MAX_STEPS steps, cycled if shorter."""
+    rows = x[:MAX_ROWS, :MAX_STEPS]
+    repeats = -(-MIN_STEPS // rows.shape[1])
+    if repeats == 1:
+        return np.ascontiguousarray(rows), False
+    return np.concatenate([rows] * repeats, axis=1), True
+
+
+def _cuts(rng: np.random.Generator, steps: int, starts: Array) -> tuple[int, ...]:
+    cuts = {0, *(int(s) for s in starts)}
+    at = 0
+    while at < steps:
+        cuts.add(at)
+        at += int(rng.integers(1, MAX_CHUNK))
+    return tuple(sorted(cuts))
+
+
+def _chunks(case_cuts: Sequence[int], steps: int) -> list[tuple[int, int]]:
+    return list(zip(case_cuts, [*case_cuts[1:], steps], strict=True))
+
+
+def _run_reference(
+    reference: Reference, x: Array, cuts: Sequence[int]
+) -> tuple[Array, dict[int, State]]:
+    """y, and the state before each cut."""
+    ys, states = [], {}
+    state = reference.zeros(len(x))
+    with torch.no_grad():
+        for start, stop in _chunks(cuts, x.shape[1]):
+            states[start] = {name: value.numpy() for name, value in state.items()}
+            y, state = reference.run(torch.from_numpy(x[:, start:stop]), state)
+            ys.append(y.numpy())
+    return np.concatenate(ys, axis=1), states
+
+
+def _run_chunks(runtime: Runtime, case: Case, state: State) -> tuple[Array, dict[int, State]]:
+    ys, states = [], {}
+    for start, stop in _chunks(case.cuts, case.x.shape[1]):
+        states[start] = state
+        y, state = runtime.run(np.ascontiguousarray(case.x[:, start:stop]), state)
+        ys.append(y)
+    return np.concatenate(ys, axis=1), states
+
+
+def _compare(variant: str, case: Case, y: Array, tolerance: Tolerance) -> Measured:
+    error = np.abs(y.astype(np.float64) - case.y).reshape(*case.y.shape[:2], -1)
+    allowed = tolerance.atol + tolerance.rtol * np.abs(case.y).reshape(error.shape)
+    return Measured(
+        variant, case, error.max(axis=(0, 2)), (error / allowed).max(axis=(0, 2)), tolerance
+    )
+
+
+def _golden(reference: Reference, x: Array) -> Golden:
+    """A few windows of the example, evenly spaced, from the zero state."""
+    steps = min(GOLDEN_STEPS, x.shape[1])
+    starts = np.linspace(0, x.shape[1] - steps, GOLDEN_ROWS).astype(int)
+    rows = np.stack([x[k % len(x), s : s + steps] for k, s in enumerate(starts)])
+    with torch.no_grad():
+        y, final = reference.run(torch.from_numpy(rows), reference.zeros(GOLDEN_ROWS))
+    return Golden(rows, y.numpy(), {name: value.numpy() for name, value in final.items()})
+
+
+def _round(value: float) -> float:
+    """Two significant digits: a tolerance to be read by people."""
+    return float(f"{value:.1e}")

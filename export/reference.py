@@ -1,0 +1,217 @@
+"""The reference: the user's eager module behind one inner interface, batch first.
+
+    run(x (B, T, ...), state) -> (y (B, T, ...), state')
+
+All that the rest of export ever sees. How a module is called (`Call`) and where its batch and
+time axes lie is found out by calling it: with batches of 2 and of 3, with 5 steps, and the axes
+that grow are the batch's. What works in more than one way is an error that lists the ways.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from export.call import Call, Tree, leaves, parse_call
+from export.errors import CallError
+
+State = dict[str, Tensor]  # name -> (B, ...)
+
+COMMON_CALLS = (  # most common first, as read in public implementations
+    "X, (h, c)=None -> Y, (h, c)",
+    "x, (h, c) -> h, c",
+    "X, h=None -> Y, h",
+    "x, h -> h",
+    "x, (h, c) -> y, (h, c)",
+    "x, h -> y, h",
+    "x, h, c -> h, c",
+)
+PROBE_BATCHES, PROBE_STEPS = (2, 3), 5  # three different numbers, so that no axis is mistaken
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One state: its name, its shape without the batch, and the axis of the batch outside."""
+
+    name: str
+    shape: tuple[int, ...]
+    batch_axis: int
+
+
+class Reference:
+    """A module that was found to work when called like `call`."""
+
+    def __init__(
+        self, module: nn.Module, call: Call, time_axis: int, states: tuple[StateSpec, ...]
+    ) -> None:
+        self.module = module
+        self.call = call
+        self.time_axis = time_axis  # of X and Y outside: 0 or 1; 1 where there is none
+        self.states = states
+
+    def describe(self) -> str:
+        axes = ("; X is (time, batch, ...)", "; X is (batch, time, ...)")[self.time_axis]
+        return self.call.text + (axes if self.call.is_sequence else "")
+
+    def zeros(self, batch: int) -> State:
+        return {s.name: torch.zeros(batch, *s.shape) for s in self.states}
+
+    def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Advance by a chunk, in eager mode.
+
+        Args:
+            x: (B, T, ...), as the module expects its values (standardised, unitless).
+            state: name -> (B, ...), as the chunk before left it. Not changed.
+        Returns:
+            y (B, T, ...) and the state after the last step.
+        """
+        if self.call.is_sequence:
+            outside = x.movedim(1, self.time_axis)
+            y, state = self._call(outside, state)
+            return y.movedim(self.time_axis, 1), state
+        ys = []
+        for t in range(x.shape[1]):
+            y, state = self._call(x[:, t], state)
+            ys.append(y)
+        return torch.stack(ys, dim=1), state
+
+    def _call(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        values = {s.name: state[s.name].movedim(0, s.batch_axis) for s in self.states}
+        values |= {"x": x, "X": x}
+        returned = self.module(*(_fill(tree, values) for tree in self.call.arguments))
+        found = dict(_match(self.call.results, returned))
+        out = {s.name: found[s.name].movedim(s.batch_axis, 0) for s in self.states}
+        return found[self.call.output], out
+
+
+def find_reference(module: nn.Module, x: Tensor, notation: str | None = None) -> Reference:
+    """Find out how `module` is called.
+
+    Args:
+        module: in eval mode.
+        x: (B, T, ...), a piece of the example; its features and dtype count.
+        notation: the `--call` that the user gave; None: the common ones are tried.
+    Raises:
+        CallError: none works (each with its reason), or several do.
+    """
+    calls = [parse_call(text) for text in ((notation,) if notation else COMMON_CALLS)]
+    found: list[Reference] = []
+    reasons: list[str] = []
+    for call in calls:
+        for time_axis in (1, 0) if call.is_sequence else (1,):
+            try:
+                found.append(_probe(module, x, call, time_axis))
+            except Exception as error:  # whatever the user's code raises is the reason
+                reasons.append(f"  {call.text}: {_first_line(error)}")
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CallError(
+            f"no way was found to call {type(module).__name__} with x of "
+            f"{tuple(x.shape[2:])} features a step; tried:\n"
+            + "\n".join(dict.fromkeys(reasons))
+            + '\nSay how it is called, for example --call "x, (h, c) -> h, c"'
+        )
+    ways = "\n".join(f'  --call "{r.call.text}"' for r in found)
+    raise CallError(f"{type(module).__name__} can be called in several ways; choose one:\n{ways}")
+
+
+def _probe(module: nn.Module, x: Tensor, call: Call, time_axis: int) -> Reference:
+    errors: list[Exception] = []
+    for shapes in _state_shapes(module, x, call, time_axis):
+        try:
+            reference = Reference(module, call, time_axis, shapes)
+            for batch in PROBE_BATCHES:
+                _check_shapes(reference, _probe_input(x, batch), batch)
+            return reference
+        except Exception as error:
+            errors.append(error)
+    raise errors[0] if errors else CallError("no state shape fits")
+
+
+def _probe_input(x: Tensor, batch: int) -> Tensor:
+    flat = x.reshape(-1, *x.shape[2:])
+    index = torch.arange(batch * PROBE_STEPS) % flat.shape[0]
+    return flat[index].reshape(batch, PROBE_STEPS, *x.shape[2:])
+
+
+def _state_shapes(
+    module: nn.Module, x: Tensor, call: Call, time_axis: int
+) -> Iterator[tuple[StateSpec, ...]]:
+    if call.starts_itself:
+        yield _returned_states(module, x, call, time_axis)
+        return
+    sizes = dict.fromkeys(n for p in module.state_dict().values() for n in p.shape)
+    for size in sorted(sizes):
+        yield tuple(StateSpec(name, (size,), 0) for name in call.states)
+        yield tuple(StateSpec(name, (1, size), 1) for name in call.states)
+
+
+def _returned_states(
+    module: nn.Module, x: Tensor, call: Call, time_axis: int
+) -> tuple[StateSpec, ...]:
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in call.states}
+    for batch in PROBE_BATCHES:
+        outside = _probe_input(x, batch).movedim(1, time_axis)
+        arguments = (outside if tree in ("x", "X") else None for tree in call.arguments)
+        with torch.no_grad():
+            returned = dict(_match(call.results, module(*arguments)))
+        for name in call.states:
+            shapes[name].append(tuple(returned[name].shape))
+    return tuple(_compare(name, *pair) for name, pair in shapes.items())
+
+
+def _compare(name: str, small: tuple[int, ...], large: tuple[int, ...]) -> StateSpec:
+    grown = [i for i, (a, b) in enumerate(zip(small, large, strict=True)) if a != b]
+    if len(grown) != 1 or (small[grown[0]], large[grown[0]]) != PROBE_BATCHES:
+        raise CallError(
+            f"state `{name}` has shape {small} for a batch of {PROBE_BATCHES[0]} and {large} "
+            f"for {PROBE_BATCHES[1]}; no one axis is the batch"
+        )
+    axis = grown[0]
+    return StateSpec(name, small[:axis] + small[axis + 1 :], axis)
+
+
+def _check_shapes(reference: Reference, x: Tensor, batch: int) -> None:
+    with torch.no_grad():
+        y, state = reference.run(x, reference.zeros(batch))
+    if tuple(y.shape[:2]) != (batch, PROBE_STEPS):
+        raise CallError(f"y has shape {tuple(y.shape)}, expected ({batch}, {PROBE_STEPS}, ...)")
+    for spec in reference.states:
+        if tuple(state[spec.name].shape) != (batch, *spec.shape):
+            raise CallError(
+                f"state `{spec.name}` went in as {(batch, *spec.shape)} "
+                f"and came out as {tuple(state[spec.name].shape)}"
+            )
+
+
+def _fill(tree: Tree, values: dict[str, Tensor]) -> object:
+    if isinstance(tree, str):
+        return values[tree]
+    return tuple(_fill(branch, values) for branch in tree)
+
+
+def _match(results: tuple[Tree, ...], returned: object) -> Iterator[tuple[str, Tensor]]:
+    """Pair the names of `results` with what the module returned; one name stands for the whole."""
+    if len(results) == 1 and isinstance(results[0], str):
+        yield from _match_tree(results[0], returned)
+    else:
+        yield from _match_tree(results, returned)
+
+
+def _match_tree(tree: Tree, returned: object) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, str):
+        if not isinstance(returned, Tensor):
+            raise CallError(f"`{tree}` came back as {type(returned).__name__}, expected a tensor")
+        yield tree, returned
+        return
+    if not isinstance(returned, tuple | list) or len(returned) != len(tree):
+        got = f"{len(returned)} values" if isinstance(returned, tuple | list) else "one value"
+        raise CallError(f"expected {len(tree)} values for ({', '.join(leaves(tree))}), got {got}")
+    for branch, value in zip(tree, returned, strict=True):
+        yield from _match_tree(branch, value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,214 @@
+"""What the user brings: MODULE:FACTORY, a weights file, an example, perhaps a pipeline.
+
+Export imports and runs the user's module (it must, to know what it computes); it never unpickles
+code: weights are read from safetensors, or by `torch.load(weights_only=True)`.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from export.errors import SourceError
+from service.artifact import sha256_file
+from service.pipeline import Pipeline
+
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put them
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained module in eval mode with its example, as loaded."""
+
+    spec: str  # MODULE:FACTORY
+    module: nn.Module
+    weights_sha256: str
+    example: np.ndarray  # (N, T, ...) in the client's raw units
+    pipeline: Pipeline
+
+    @property
+    def example_sha256(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.example).tobytes()).hexdigest()
+
+
+def load_source(
+    spec: str,
+    weights: Path,
+    example: Path,
+    pipeline: Path | None = None,
+    arguments: Mapping[str, object] | None = None,
+) -> Source:
+    """Build the module, load its weights, read the example.
+
+    Args:
+        spec: MODULE:FACTORY; MODULE is importable from here, or a path to a .py file; FACTORY is a
+            class or function that returns the module, or the module itself.
+        weights: a state_dict in .safetensors, .pt or .pth.
+        example: a .npy file of real input in raw units, (T, ...) or (N, T, ...).
+        pipeline: a JSON file of the scaling between raw units and the module's, or None.
+        arguments: keywords for FACTORY.
+    Raises:
+        SourceError: one of them is missing, malformed, or does not fit the others.
+    """
+    module = _build(spec, arguments or {})
+    _load_weights(module, weights)
+    return Source(
+        spec,
+        module.eval().requires_grad_(False),
+        sha256_file(weights),
+        _load_example(example),
+        _load_pipeline(pipeline),
+    )
+
+
+def _build(spec: str, arguments: Mapping[str, object]) -> nn.Module:
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name:
+        raise SourceError(f"got `{spec}`, expected MODULE:FACTORY, for example mynet:build")
+    factory = getattr(_import(where), name, None)
+    if factory is None:
+        raise SourceError(f"{where} has no `{name}`; name a class, function or module that it has")
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory):
+        raise SourceError(f"`{spec}` is a {type(factory).__name__}, expected a class or function")
+    try:
+        module = factory(**arguments)
+    except TypeError as error:
+        raise SourceError(
+            f"`{spec}` could not be called with {dict(arguments)}: {error}; "
+            "give its arguments as JSON with --init, for example --init '{\"hidden_size\": 32}'"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise SourceError(f"`{spec}` returned {type(module).__name__}, expected a torch nn.Module")
+    return module
+
+
+def _import(where: str) -> ModuleType:
+    try:
+        if where.endswith(".py"):
+            return _import_file(Path(where))
+        return importlib.import_module(where)
+    except (ImportError, FileNotFoundError) as error:
+        raise SourceError(
+            f"cannot import `{where}`: {error}; run from the folder that holds it, "
+            "or give a path to the .py file"
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickled names look their module up here
+    sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as `python FILE` would
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    state = _read_state_dict(path)
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is unknown to the module" for name in found if name not in wanted]
+    faults += [
+        f"{name} has shape {found[name]}, the module expects {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if faults[6:] else "")
+        raise SourceError(
+            f"{path} does not fit the module: {shown}. "
+            "Build the module in the size that it was trained in (--init), or give its own weights"
+        )
+    bad = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise SourceError(f"{path} holds NaN or infinity in {', '.join(bad)}; train again")
+    module.load_state_dict(state)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise SourceError(f"weights file {path} does not exist; train first, or mend the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SourceError(
+            f"{path} is a pickle that needs code to load, which export does not run. In your "
+            'training script write `torch.save(model.state_dict(), "weights.pt")`, '
+            "or save with safetensors, and give that file"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise SourceError(
+            f"{path} is not a weights file ({error}); expected a state_dict in .safetensors or .pt"
+        ) from error
+    return _find_state_dict(path, loaded)
+
+
+def _find_state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
+    for candidate in (loaded, *(_get(loaded, key) for key in CHECKPOINT_KEYS)):
+        if isinstance(candidate, Mapping) and candidate:
+            tensors = {k: v for k, v in candidate.items() if isinstance(v, Tensor)}
+            if len(tensors) == len(candidate):
+                return tensors
+    keys = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+    raise SourceError(
+        f"{path} holds {keys}, expected a state_dict (name -> tensor), or a checkpoint with one "
+        f"under {', '.join(CHECKPOINT_KEYS)}"
+    )
+
+
+def _get(loaded: object, key: str) -> object:
+    return loaded.get(key) if isinstance(loaded, Mapping) else None
+
+
+def _load_example(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise SourceError(f"example {path} does not exist; give real input as a .npy file")
+    try:
+        example = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise SourceError(
+            f"example {path} is not a .npy file of numbers ({error}); "
+            "write it with numpy.save from a plain float32 array"
+        ) from error
+    if not isinstance(example, np.ndarray) or example.dtype.kind not in "fiu":
+        raise SourceError(f"example {path} does not hold numbers; write it with numpy.save")
+    if example.ndim < 1 or example.size == 0:
+        raise SourceError(f"example {path} has shape {example.shape}, expected (T, features)")
+    if not np.isfinite(example).all():
+        raise SourceError(f"example {path} holds NaN or infinity; give real, clean input")
+    return example
+
+
+def _load_pipeline(path: Path | None) -> Pipeline:
+    if path is None:
+        return Pipeline()
+    try:
+        return Pipeline.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"pipeline {path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise SourceError(
+            f'pipeline {path}: `{where}`: {first["msg"]}; expected {{"x": {{"mean": [..], "std": '
+            '[..]}, "y": {"mean": [..], "std": [..]}}, either part may be left out'
+        ) from error

@@ -1,0 +1,108 @@
+"""One step of a reference, traced to a graph of tensor operations and computable in float64.
+
+The trace sees every spelling alike: `nn.LSTM` and a cell written by hand both become products,
+sums, sigmoids and tanhs. The batch is a prime that no other axis has, so that the batch axis of
+every value in the graph is known by its size.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import Argument
+
+from export.errors import LoweringError
+from export.reference import Reference
+
+BATCH_PRIMES = (61, 67, 71, 73, 79, 83, 89, 97)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A functional graph of one step: placeholders x, *states; outputs y, *states'."""
+
+    graph: fx.GraphModule
+    batch: int
+    x_shape: tuple[int, ...]  # of one step, without the batch
+    y_shape: tuple[int, ...]
+    state_names: tuple[str, ...]
+
+    def placeholders(self) -> list[fx.Node]:
+        return [n for n in self.graph.graph.nodes if n.op == "placeholder"]
+
+    def outputs(self) -> list[fx.Node]:
+        output = next(n for n in self.graph.graph.nodes if n.op == "output")
+        return list(output.args[0])
+
+    def compute(self, node: fx.Node, values: Mapping[fx.Node, object]) -> object:
+        """The value of `node` in float64, from the values of its arguments."""
+        if node.op == "get_attr":
+            value = getattr(self.graph, str(node.target)).detach()
+            return value.double() if value.is_floating_point() else value
+        lookup = cast(Callable[[fx.Node], Argument], values.__getitem__)
+        args = fx.map_arg(node.args, lookup)
+        kwargs = {**fx.map_arg(node.kwargs, lookup)}
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def run(self, x: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step in float64: x (B, ...), name -> (B, ...) -> y (B, ...) and the new state."""
+        values: dict[fx.Node, object] = {}
+        given = iter((x.unsqueeze(1), *(state[name] for name in self.state_names)))
+        for node in self.graph.graph.nodes:
+            if node.op == "output":
+                break
+            values[node] = next(given) if node.op == "placeholder" else self.compute(node, values)
+        y, *states = (cast(Tensor, values[node]) for node in self.outputs())
+        return y[:, 0], dict(zip(self.state_names, states, strict=True))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's value as traced."""
+    return tuple(int(n) for n in node.meta["tensor_meta"].shape)
+
+
+def trace_step(reference: Reference, x: Tensor) -> Trace:
+    """Trace one step of `reference`; x (B, T, ...) gives the features and the dtype.
+
+    Raises:
+        LoweringError: the module could not be traced.
+    """
+    taken = {n for p in reference.module.state_dict().values() for n in p.shape}
+    taken |= {n for s in reference.states for n in s.shape} | set(x.shape[2:])
+    batch = next(p for p in BATCH_PRIMES if p not in taken)
+    rows = x.reshape(-1, *x.shape[2:])
+    first = rows[torch.arange(batch) % rows.shape[0]].unsqueeze(1)  # (B, 1, ...)
+    names = tuple(s.name for s in reference.states)
+
+    def step(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        y, state = reference.run(x, dict(zip(names, states, strict=True)))
+        return (y, *(state[name] for name in names))
+
+    inputs = (first, *reference.zeros(batch).values())
+    try:
+        graph = _make_graph(step, inputs)
+    except Exception as error:  # whatever the user's code raises
+        raise LoweringError(
+            f"one step of {type(reference.module).__name__} could not be traced: {error}"
+        ) from error
+    trace = Trace(graph, batch, tuple(x.shape[2:]), (), names)
+    return Trace(graph, batch, tuple(x.shape[2:]), shape_of(trace.outputs()[0])[2:], names)
+
+
+def _make_graph(step: Callable[..., object], inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    # oneDNN would hide the whole LSTM in one opaque operation; without it, it is plain algebra.
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # its flags' own noise
+        with torch.backends.mkldnn.flags(enabled=False):
+            raw = make_fx(step)(*inputs)
+            # A second pass, over single operations: the first does not see into nn.LSTM's own.
+            graph = make_fx(torch.func.functionalize(raw, remove="mutations"))(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
