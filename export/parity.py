@@ -149,7 +149,10 @@ class Gate:
         if "int8" not in variant:
             return {TEACHER_FORCED: FLOAT_TOLERANCE, CLOSED_LOOP: FLOAT_CLOSED_LOOP}
         spread = float(self.teacher_forced.y.std())
-        return {name: Tolerance(atol=_round(share * spread)) for name, share in INT8_SHARE.items()}
+        return {
+            name: Tolerance(atol=_round(max(INT8_FLOOR[name], share * spread)))
+            for name, share in INT8_SHARE.items()
+        }
 
     @property
     def cases(self) -> list[Case]:

@@ -130,6 +130,7 @@ class Provenance(_Part):
     """Where the artifact came from."""
 
     module: str  # MODULE:FACTORY
+    call: str  # how the module is called, and where its axes lie
     weights_sha256: str
     example_sha256: str
     example_steps: int

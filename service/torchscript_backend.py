@@ -1,5 +1,7 @@
 """A variant under torch.jit: the only module of `service` that needs torch, and only once used."""
 
+import warnings
+
 import numpy as np
 
 from service.artifact import Array, Artifact, State, Variant
@@ -23,7 +25,11 @@ class TorchScriptBackend:
         torch.set_num_threads(threads)
         self._torch = torch
         self._names = [port.name for port in artifact.manifest.ports.states]
-        module = torch.jit.load(str(artifact.path / variant.file), "cpu")  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own; see export
+            module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(artifact.path / variant.file), "cpu"
+            )
         self._module = module.eval()
 
     def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:

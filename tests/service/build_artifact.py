@@ -239,6 +239,7 @@ def _manifest(spec: Spec, building: Path) -> Manifest:
         golden=describe_file(building / "golden.safetensors"),
         lowering=[Lowering(layer="lstm", road="LSTM", why="one layer, one direction")],
         provenance=Provenance(
+            call="X, (h, c)=None -> Y, (h, c)",
             module="tests.service.build_artifact:build_artifact",
             weights_sha256="0" * 64,
             example_sha256="0" * 64,
