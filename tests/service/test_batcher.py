@@ -1,0 +1,231 @@
+"""The laws of the batcher, on jobs that only count."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.batcher import Batcher, Row
+from service.errors import CapacityError
+
+
+@dataclass(eq=False)
+class Count:
+    """A job of `steps` steps."""
+
+    key: str
+    steps: int = 1
+    model: str = "m"
+    done: int = 0
+    number: int = field(default=0)
+
+    @property
+    def steps_left(self) -> int:
+        return self.steps - self.done
+
+
+def batcher(max_batch: int = 4, max_queue: int = 100, slice_steps: int = 8) -> Batcher[Count]:
+    return Batcher(max_batch, max_queue, slice_steps)
+
+
+def finish(b: Batcher[Count], rows: list[Row[Count]]) -> None:
+    for row in rows:
+        row.job.done += row.steps
+        b.release(row.job, finished=row.job.steps_left == 0)
+
+
+def names(rows: list[Row[Count]]) -> list[str]:
+    return [row.job.key for row in rows]
+
+
+def test_whatever_waits_runs_together() -> None:
+    """Nothing waits for a batch to fill."""
+    b = batcher()
+    for name in "abc":
+        b.add(Count(name))
+    assert names(b.take()) == ["a", "b", "c"]
+    assert b.take() == []
+
+
+def test_a_batch_has_at_most_max_batch_rows_and_the_rest_come_next() -> None:
+    """In order of arrival."""
+    b = batcher(max_batch=2)
+    for name in "abc":
+        b.add(Count(name))
+    assert names(b.take()) == ["a", "b"]
+    assert names(b.take()) == ["c"]
+
+
+def test_one_session_has_one_row_in_a_batch_and_its_jobs_run_in_order() -> None:
+    """The second waits until the first has finished, whoever else runs."""
+    b = batcher()
+    first, second = Count("a", number=1), Count("a", number=2)
+    b.add(first)
+    b.add(second)
+    b.add(Count("b"))
+    rows = b.take()
+    assert [(row.job.key, row.job.number) for row in rows] == [("a", 1), ("b", 0)]
+    assert b.take() == []
+    finish(b, rows)
+    assert [row.job for row in b.take()] == [second]
+
+
+def test_a_batch_is_of_one_model_and_models_take_turns() -> None:
+    """A busy model does not starve a quiet one."""
+    b = batcher(max_batch=2)
+    for name in "abcd":
+        b.add(Count(name, model="busy"))
+    b.add(Count("z", model="quiet"))
+    taken = [b.take() for _ in range(3)]
+    assert [names(rows) for rows in taken] == [["a", "b"], ["z"], ["c", "d"]]
+
+
+def test_chunks_of_similar_length_share_a_batch_and_single_steps_run_apart() -> None:
+    """What padding may cost is bounded, and a single step never waits for a longer row."""
+    b = batcher(slice_steps=128)
+    for name, steps in [("a", 1), ("b", 2), ("c", 7), ("d", 8), ("e", 31), ("f", 1)]:
+        b.add(Count(name, steps))
+    taken = [b.take() for _ in range(3)]
+    assert [names(rows) for rows in taken] == [["a", "f"], ["b", "c"], ["d", "e"]]
+    assert [row.steps for rows in taken for row in rows] == [1, 1, 2, 7, 8, 31]
+
+
+def test_a_long_chunk_runs_in_slices_between_which_others_have_their_turn() -> None:
+    """Whoever comes while a slice runs waits for that slice only."""
+    b = batcher(slice_steps=8)
+    b.add(Count("long", 20))
+    first = b.take()
+    assert [row.steps for row in first] == [8]
+    b.add(Count("short"))
+    finish(b, first)
+    assert names(b.take()) == ["short"]
+    second = b.take()
+    assert (names(second), second[0].steps) == (["long"], 8)
+    finish(b, second)
+    third = b.take()
+    assert (names(third), third[0].steps) == (["long"], 4)
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
+    """What waits and what runs both count."""
+    b = batcher(max_queue=2)
+    b.add(Count("a"))
+    rows = b.take()
+    b.add(Count("a"))
+    assert b.is_full
+    with pytest.raises(
+        CapacityError, match=r"2 requests are waiting, the server takes 2"
+    ) as caught:
+        b.add(Count("b"))
+    assert caught.value.data == {"retry_after_s": 1}
+    finish(b, rows)
+    b.add(Count("b"))
+
+
+def test_a_discarded_job_never_runs_and_its_session_goes_on() -> None:
+    """First, middle or last in its session's queue."""
+    for gone in range(3):
+        b = batcher()
+        jobs = [Count("a", number=n) for n in range(3)]
+        for job in jobs:
+            b.add(job)
+        assert b.discard(jobs[gone])
+        assert not b.discard(jobs[gone])
+        ran = []
+        while rows := b.take():
+            ran += [row.job.number for row in rows]
+            finish(b, rows)
+        assert ran == [n for n in range(3) if n != gone]
+        assert b.is_empty
+
+
+def test_a_running_job_is_not_discarded() -> None:
+    """Its batch is under way; its result is committed."""
+    b = batcher()
+    job = Count("a")
+    b.add(job)
+    rows = b.take()
+    assert b.is_running(job)
+    assert not b.discard(job)
+    finish(b, rows)
+    assert b.is_empty
+
+
+def test_a_job_put_back_stays_first_of_its_session() -> None:
+    """As after a lost commit, or when its model had to be corrected."""
+    b = batcher()
+    first, second = Count("a", number=1), Count("a", number=2)
+    b.add(first)
+    b.add(second)
+    b.take()
+    first.model = "other"
+    b.release(first, finished=False)
+    assert [row.job for row in b.take()] == [first]
+
+
+def test_last_of_is_the_latest_job_that_has_not_finished() -> None:
+    """What a request that names no model goes by, before its session is known."""
+    b = batcher()
+    assert b.last_of("a") is None
+    first, second = Count("a"), Count("a")
+    b.add(first)
+    b.add(second)
+    assert b.last_of("a") is second
+    finish(b, b.take())
+    finish(b, b.take())
+    assert b.last_of("a") is None
+
+
+JOBS = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.integers(1, 40), st.sampled_from("mn")), max_size=40
+)
+
+
+@given(jobs=JOBS, gaps=st.lists(st.integers(0, 5), min_size=40, max_size=40))
+def test_every_job_runs_whole_once_and_in_the_order_of_its_session(
+    jobs: list[tuple[str, int, str]], gaps: list[int]
+) -> None:
+    """Whatever arrives, and whenever batches are taken in between."""
+    b = batcher(max_batch=3, slice_steps=8)
+    todo = [Count(name, steps, model, number=n) for n, (name, steps, model) in enumerate(jobs)]
+    finished: dict[str, list[int]] = {}
+
+    def run_one() -> bool:
+        rows = b.take()
+        assert len(rows) <= 3
+        assert all(count == 1 for count in Counter(names(rows)).values())
+        assert len({row.job.model for row in rows}) <= 1
+        assert all(1 <= row.steps <= 8 for row in rows)
+        lengths = [row.steps for row in rows]
+        assert not lengths or max(lengths) < 4 * min(lengths)
+        for row in rows:
+            if row.steps == row.job.steps_left:
+                finished.setdefault(row.job.key, []).append(row.job.number)
+        finish(b, rows)
+        return bool(rows)
+
+    for job, gap in zip(todo, gaps, strict=False):
+        b.add(job)
+        for _ in range(gap):
+            run_one()
+    while run_one():
+        continue
+    assert b.is_empty
+    expected: dict[str, list[int]] = {}
+    for job in todo:
+        expected.setdefault(job.key, []).append(job.number)
+    assert finished == expected
+
+
+@given(waiting=st.integers(1, 12), long_steps=st.integers(100, 10_000))
+def test_nobody_waits_for_more_than_the_slice_that_runs(waiting: int, long_steps: int) -> None:
+    """However long the chunk, a single step that arrives is in the next batch but its lane's."""
+    b = batcher(max_batch=20, slice_steps=8)
+    b.add(Count("long", long_steps))
+    running = b.take()
+    for n in range(waiting):
+        b.add(Count(str(n)))
+    finish(b, running)
+    assert len(b.take()) == waiting
