@@ -48,7 +48,7 @@ class Spec:
     hidden_size: int = 8
     seed: int = 0
     scaling: Pipeline = field(default_factory=Pipeline)
-    gain: float = 1.0  # of the head: a huge one drives finite input to infinity
+    overflow_above: float | None = None  # |x| from which y is driven to infinity
     tolerance: float = 1e-5
     golden_error: float = 0.0  # added to the golden y: what the self-test must find
 
@@ -108,7 +108,7 @@ def _weights(spec: Spec) -> dict[str, Array]:
         "W": normal(1, 4 * h, i),  # ONNX's order of gates: i, o, f, g
         "R": normal(1, 4 * h, h),
         "B": normal(1, 8 * h),
-        "head": normal(h, o) * np.float32(spec.gain),
+        "head": normal(h, o),
         "bias": normal(o),
     }
 
@@ -178,9 +178,11 @@ def _graph(spec: Spec, weights: dict[str, Array]) -> onnx.ModelProto:
         helper.make_node("Unsqueeze", ["lengths", "axis_1"], ["lengths_column"]),
         helper.make_node("Less", ["t", "lengths_column"], ["counts"]),
         helper.make_node("Unsqueeze", ["counts", "axis_2"], ["counts_3d"]),
-        helper.make_node("Where", ["counts_3d", "y_padded", "nothing"], ["y"]),
+        helper.make_node("Where", ["counts_3d", "y_whole", "nothing"], ["y"]),
     ]
     constants.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    nodes[-1:-1], more = _overflow(spec)
+    constants += more
     state: tuple[str | int, ...] = ("B", 1, h)
     graph = helper.make_graph(
         nodes,
@@ -201,6 +203,21 @@ def _graph(spec: Spec, weights: dict[str, Array]) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _overflow(spec: Spec) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """y_padded -> y_whole: the same, or infinite where |x| exceeds the spec's bound."""
+    if spec.overflow_above is None:
+        return [helper.make_node("Identity", ["y_padded"], ["y_whole"])], []
+    nodes = [
+        helper.make_node("Abs", ["x"], ["x_abs"]),
+        helper.make_node("Greater", ["x_abs", "bound"], ["x_wild"]),
+        helper.make_node("Where", ["x_wild", "infinity", "y_padded"], ["y_whole"]),
+    ]
+    return nodes, [
+        numpy_helper.from_array(np.array(spec.overflow_above, np.float32), "bound"),
+        numpy_helper.from_array(np.array(np.inf, np.float32), "infinity"),
+    ]
 
 
 def _manifest(spec: Spec, building: Path) -> Manifest:

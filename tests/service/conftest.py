@@ -10,7 +10,6 @@ from tests.service.build_artifact import Spec, build_artifact, scaling
 
 SINE = Spec("sine-cell", seed=1)
 SERIES = Spec("series-lstm", input_size=8, output_size=2, seed=2, scaling=scaling(8, 2))
-FRAGILE = Spec("fragile", seed=3, gain=3e38, tolerance=3e38)  # its head overflows for most inputs
 
 
 @pytest.fixture(scope="session")
