@@ -77,10 +77,15 @@ def load_config() -> Config:
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:
-    known = [PREFIX + field.upper() for field in Config.model_fields]
+    known = [field.upper() for field in Config.model_fields]
     for name in sorted(names):
-        if not name.upper().startswith(PREFIX) or name.upper() in known:
+        setting = name.upper().removeprefix(PREFIX)
+        if not name.upper().startswith(PREFIX) or setting in known:
             continue
-        close = difflib.get_close_matches(name.upper(), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(known)}"
+        close = difflib.get_close_matches(setting, known, n=1)
+        hint = (
+            f"did you mean {PREFIX}{close[0]}?"
+            if close
+            else f"the settings are {', '.join(PREFIX + one for one in known)}"
+        )
         raise SettingsError(f"{name} is not a setting of Carousel; {hint}", setting=name)

@@ -12,6 +12,7 @@ reader, off the hot path, to say what was wrong: Python clients send the literal
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -184,7 +185,7 @@ def _find_bad_number(value: object, row: int | None = None) -> tuple[int | None,
         return None
     if isinstance(value, float) and not math.isfinite(value):
         return row, value
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1.8e308:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > sys.float_info.max:
         return row, math.inf if value > 0 else -math.inf
     return None
 

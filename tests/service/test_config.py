@@ -1,0 +1,65 @@
+"""What the operator may set, and what stops the start."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.config import Config, load_config
+from service.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Config.model_fields:
+        monkeypatch.delenv(f"CAROUSEL_{field.upper()}", raising=False)
+
+
+def test_the_defaults_serve_what_export_wrote() -> None:
+    """One worker, the memory store, every model under artifacts/."""
+    config = load_config()
+    assert config.artifacts == Path("artifacts")
+    assert (config.models, config.variant, config.default_model) == ((), None, None)
+    assert (config.store, config.workers, config.threads) == ("memory", 1, 1)
+    assert (config.max_steps_per_request, config.idle_timeout_s) == (16_384, 3_600.0)
+
+
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list is written with commas; an empty value is no value."""
+    monkeypatch.setenv("CAROUSEL_MODELS", "artifacts/a/1, sine-cell:latest,")
+    monkeypatch.setenv("CAROUSEL_MAX_BATCH", "32")
+    monkeypatch.setenv("CAROUSEL_IDLE_TIMEOUT_S", "0.5")
+    monkeypatch.setenv("CAROUSEL_VARIANT", "")
+    config = load_config()
+    assert config.models == ("artifacts/a/1", "sine-cell:latest")
+    assert (config.max_batch, config.idle_timeout_s, config.variant) == (32, 0.5, None)
+
+
+def test_the_config_is_frozen() -> None:
+    """What is in force does not change while the service runs."""
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config().workers = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("CAROUSEL_WORKRES", "2", r"CAROUSEL_WORKRES is not a setting.*mean CAROUSEL_WORKERS\?"),
+        ("CAROUSEL_ZZZ", "1", "CAROUSEL_ZZZ is not a setting of Carousel; the settings are CAROU"),
+        ("CAROUSEL_WORKERS", "two", "CAROUSEL_WORKERS=two: Input should be a valid integer"),
+        ("CAROUSEL_WORKERS", "0", "CAROUSEL_WORKERS=0: Input should be greater than 0"),
+        ("CAROUSEL_WORKERS", "2", "2 workers cannot share the `memory` store"),
+        ("CAROUSEL_MAX_BATCH", "-1", "CAROUSEL_MAX_BATCH=-1: Input should be greater than 0"),
+        ("CAROUSEL_STORE", "etcd", "CAROUSEL_STORE=etcd: Input should be 'memory'"),
+        ("CAROUSEL_IDLE_TIMEOUT_S", "soon", "CAROUSEL_IDLE_TIMEOUT_S=soon: .* valid number"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    """One line that names the variable and what it takes."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_config()
+    assert "\n" not in caught.value.message
+    assert caught.value.data == {"setting": name}
