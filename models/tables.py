@@ -29,15 +29,15 @@ def describe_parameters(counts: dict[str, dict[str, int]]) -> str:
 
 
 def score_table(name: str, data_name: str, scores: Iterable[Score]) -> Table:
-    """One row per error: the model's, then each naive forecast's, then the first by the best."""
+    """One row per error: the model's, each naive forecast's, the model's as share of the best."""
     scores = list(scores)
     table = Table(title=f"{name}: error on held-out {data_name} (RMSE)", title_justify="left")
-    table.add_column("error")
+    table.add_column("error", no_wrap=True)
     table.add_column("unit")
     table.add_column("model", justify="right", style="bold")
     for naive in scores[0].naive:
         table.add_column(naive, justify="right")
-    table.add_column("model / best naive", justify="right")
+    table.add_column("of best", justify="right")
     for score in scores:
         best = min(score.naive.values())
         table.add_row(

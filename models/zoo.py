@@ -61,7 +61,7 @@ def series_lstm() -> LSTMForecaster:
 # A sine's one-step and closed-loop errors are both the noise, so they weigh the same. The next hour
 # of weather is ten times easier than the day after it, in squares, so its rollout weighs a tenth.
 SINE = Forecasting(sine, warmup=100, rollout=30, rollout_weight=1.0)
-SERIES = Forecasting(temperature, warmup=120, rollout=24, rollout_weight=0.1, level_jitter=0.3)
+SERIES = Forecasting(temperature, warmup=120, rollout=24, rollout_weight=0.1, level_jitter=0.6)
 
 ENTRIES = (
     Entry(
