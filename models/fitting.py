@@ -106,6 +106,7 @@ def fit(
         DivergedError: a loss is not finite. Lower the learning rate.
     """
     started = time.perf_counter()
+    model.train()
     optimizer = torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -118,7 +119,6 @@ def fit(
     best_epoch = epoch = 0
     while epoch < settings.epochs and epoch - best_epoch < settings.stop_epochs:
         epoch += 1
-        model.train()
         total = 0.0
         for batch in range(1, settings.batches + 1):
             total += _train_batch(model, task, settings.batch_size, optimizer, rng, epoch)

@@ -56,7 +56,7 @@ def run(
     settings: Settings = SETTINGS,
     on_batch: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[nn.Linear, tuple[int, float, int]]:
-    model = one_weight()
+    model = one_weight().eval()  # as it might come from loading: the loop must turn dropout on
     result = fit(model, task, settings, np.random.default_rng(0), folder / "best", on_batch)
     return model, (result.best_epoch, result.best_loss, result.epochs)
 
