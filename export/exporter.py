@@ -59,6 +59,7 @@ ALL_VARIANTS: tuple[VariantName, ...] = (
     "torchscript-fp32",
     "torchscript-int8",
 )
+WORKING = ".export-"  # then the pid
 GOLDEN_FILE = "golden.safetensors"
 PRODUCERS = ("torch", "onnx", "onnxruntime", "numpy")
 
@@ -202,7 +203,8 @@ def _staging(parent: Path) -> Iterator[Path]:
     try:
         existed = parent.is_dir()
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=parent))
+        _sweep(parent)
+        folder = Path(tempfile.mkdtemp(prefix=f"{WORKING}{os.getpid()}-", dir=parent))
     except OSError as error:
         raise SourceError(f"cannot write to {parent}: {error.strerror}; choose --out") from error
     folder.chmod(0o755)  # mkdtemp's 0700 would hide the artifact from the server's user
@@ -212,6 +214,18 @@ def _staging(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if not existed and not any(parent.iterdir()):
             parent.rmdir()
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the working folders of exports that were killed."""
+    for folder in parent.glob(f"{WORKING}*"):
+        pid = folder.name.removeprefix(WORKING).split("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue  # alive, or not ours
 
 
 def _write_variants(

@@ -37,7 +37,9 @@ LINEAR = {  # linear in all that depends on the input; the bias is read off with
     "index_select", "select_copy", "slice_copy", "view_copy", "permute_copy", "transpose_copy",
     "t_copy", "unsqueeze_copy", "squeeze_copy", "expand_copy", "split_copy", "unbind_copy",
     "flip", "repeat",
-    "constant_pad_nd", "getitem",
+    "constant_pad_nd", "getitem", "slice_scatter",
+    "select_scatter", "copy", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
+    "new_full",
 }  # fmt: skip
 BILINEAR = {"mul", "mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "dot", "div"}
 CHECK_TOLERANCE = 1e-10  # relative to the largest value, in float64
@@ -247,7 +249,9 @@ class _Reader:
             for key, value in found.items():
                 error = np.abs(affine[key](roots) - value).max()
                 if not error <= CHECK_TOLERANCE * max(1.0, np.abs(value).max()):
-                    raise LoweringError(f"`{key}` is not affine as read off: error {error:.1e}")
+                    raise LoweringError(
+                        f"`{key}` is not row by row affine in what precedes it: off by {error:.1e}"
+                    )
 
     def _assemble(
         self, targets: Mapping[str, fx.Node | float], affine: Mapping[str, Affine]

@@ -142,10 +142,17 @@ def _state_shapes(
     if call.starts_itself:
         yield _returned_states(module, x, call, time_axis)
         return
-    sizes = dict.fromkeys(n for p in module.state_dict().values() for n in p.shape)
-    for size in sorted(sizes):
+    for size in _hidden_sizes(module, x):
         yield tuple(StateSpec(name, (size,), 0) for name in call.states)
         yield tuple(StateSpec(name, (1, size), 1) for name in call.states)
+
+
+def _hidden_sizes(module: nn.Module, x: Tensor) -> list[int]:
+    """Sizes that a state may have: an axis of a weight, a gate's share of it, or it without x."""
+    axes = {n for value in module.state_dict().values() for n in value.shape}
+    shares = {n // k for n in axes for k in (4, 3, 2) if n % k == 0}
+    beside_x = {n - x.shape[-1] for n in axes if n > x.shape[-1]}
+    return [*sorted(axes), *sorted((shares | beside_x) - axes)]
 
 
 def _returned_states(

@@ -7,7 +7,9 @@ The network is built again from `nn.LSTM` and `nn.Linear`, because `quantize_dyn
 and nothing else: a cell written by hand with plain parameters it leaves as it is, silently.
 """
 
+import io
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from export.network import LstmCell, Network, StateSlice
 from service.artifact import Ports
 
 TRACE_BATCH, TRACE_STEPS = 2, 3
+SERIALIZATION_ID = ".data/serialization_id"  # a hash over the records, those left out too
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
@@ -93,6 +96,8 @@ def script(module: LoweredModule, ports: Ports) -> torch.jit.ScriptModule:
     x = torch.zeros(TRACE_BATCH, TRACE_STEPS, *(int(d) for d in ports.x.shape[2:]))
     states = [torch.zeros(TRACE_BATCH, *(int(d) for d in s.shape[1:])) for s in ports.states]
     with _quiet(), torch.no_grad():
+        # Else the names of a second trace in this process are mangled, and its bytes differ.
+        torch._C._jit_clear_class_registry()
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
             module.eval(), (x, *states)
         )
@@ -116,8 +121,19 @@ def quantize(module: LoweredModule) -> LoweredModule:
 
 
 def save(scripted: torch.jit.ScriptModule, path: Path) -> None:
+    """Write the module, without the source locations that torch adds.
+
+    They hold this machine's paths and the caller's stack, so that the same module would give other
+    bytes elsewhere; they serve tracebacks only.
+    """
+    buffer = io.BytesIO()
     with _quiet():
-        torch.jit.save(scripted, str(path))
+        torch.jit.save(scripted, buffer)
+    with zipfile.ZipFile(buffer) as full, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
+        for name in full.namelist():
+            _, _, inner = name.partition("/")
+            if not inner.endswith(".debug_pkl") and inner != SERIALIZATION_ID:
+                kept.writestr(zipfile.ZipInfo(f"{path.stem}/{inner}"), full.read(name))
 
 
 def _lstm(cell: LstmCell) -> nn.LSTM:

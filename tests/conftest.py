@@ -1,0 +1,62 @@
+"""What all tests share: quiet thread pools, and the demo models, trained and exported for real."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+from service.artifact import Artifact, find_artifacts
+
+ROOT = Path(__file__).parents[1]
+DEMOS = ("sine-cell", "series-lstm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """numpy's and torch's pools take the cores from each other: 30 times slower on two."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_runs() -> dict[str, Path]:
+    """name -> its folder under runs/, trained now by the real command if it is not there."""
+    for name in DEMOS:
+        if not (ROOT / "runs" / name / "report.json").is_file():
+            subprocess.run([sys.executable, "-m", "models.train", name], cwd=ROOT, check=True)
+    return {name: ROOT / "runs" / name for name in DEMOS}
+
+
+def export_command(run: Path, out: Path) -> list[str]:
+    """The command line that exports a demo model, as README has it."""
+    module = run.name.replace("-", "_")
+    files = ("weights.safetensors", "holdout.npy", "pipeline.json")
+    flags = zip(("--weights", "--example", "--pipeline"), files, strict=True)
+    given = [part for flag, file in flags for part in (flag, str(run / file))]
+    command = [sys.executable, "-m", "export", f"models.zoo:{module}", *given]
+    return [*command, "--name", run.name, "--out", str(out)]
+
+
+@pytest.fixture(scope="session")
+def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME of the tests' own, into which the demo models are exported."""
+    return tmp_path_factory.mktemp("bentoml")
+
+
+@pytest.fixture(scope="session")
+def demo_artifacts(
+    demo_runs: dict[str, Path], demo_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Artifact]:
+    """name -> its artifact, exported now, with all five variants, and put in BentoML's store."""
+    out = tmp_path_factory.mktemp("demos") / "artifacts"
+    environment = {**os.environ, "BENTOML_HOME": str(demo_home)}
+    for run in demo_runs.values():
+        subprocess.run(export_command(run, out), cwd=ROOT, check=True, env=environment)
+    loaded = [Artifact.load(path) for path in find_artifacts(out)]
+    return {artifact.manifest.name: artifact for artifact in loaded}

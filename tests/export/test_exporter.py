@@ -1,0 +1,268 @@
+"""All of the artifact, or nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from export import rowwise
+from export.__main__ import main
+from export.errors import CausalityError, ParityError, SourceError
+from export.exporter import ALL_VARIANTS, Exported, export
+from export.source import Source
+from models.zoo import sine_cell
+from service.artifact import Artifact, find_artifacts
+from service.errors import ArtifactError
+from service.pipeline import Pipeline, Scaling
+
+STEPS = 300
+SCALING = Scaling(mean=[5.0], std=[2.0])
+
+
+def example(steps: int = STEPS) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(steps) * 0.1
+    return np.asarray((5 + 2 * (np.sin(np.arange(steps) * 0.1) + noise))[:, None], np.float32)
+
+
+def source(module: nn.Module | None = None) -> Source:
+    torch.manual_seed(0)
+    chosen = (module or sine_cell()).eval().requires_grad_(False)
+    return Source(
+        "models.zoo:sine_cell", chosen, "0" * 64, example(), Pipeline(x=SCALING, y=SCALING)
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A small untrained cell, all five variants."""
+    return export(source(), "small", tmp_path_factory.mktemp("out"))
+
+
+def test_the_artifact_holds_what_its_manifest_says(exported: Exported) -> None:
+    """NAME/VERSION, five variants with sha256 and size, and no file besides those named."""
+    artifact = exported.artifact
+    assert artifact.path.parts[-2:] == ("small", artifact.manifest.version)
+    assert tuple(artifact.manifest.variants) == ALL_VARIANTS
+    named = {"manifest.json", "parity.json", "parity.html", artifact.manifest.golden.file}
+    for variant in artifact.manifest.variants.values():
+        named |= {variant.file} | ({variant.step.file} if variant.step else set())
+        assert (artifact.path / variant.file).stat().st_size == variant.size
+        assert [(p.case, p.passed) for p in variant.parity] == [
+            ("teacher-forced", True),
+            ("closed-loop", True),
+        ]
+        assert variant.parity[0].steps >= 2000
+    assert {file.name for file in artifact.path.iterdir()} == named
+
+
+def test_batch_is_axis_0_of_every_port(exported: Exported) -> None:
+    """The ONNX files declare the manifest's ports, by name, dtype and shape."""
+    artifact = exported.artifact
+    ports = artifact.manifest.ports
+    for name in ("onnx-fp32", "onnx-int8", "onnx-int8-rowwise"):
+        graph = onnx.load(artifact.path / artifact.variant(name).file).graph
+        shapes = {
+            v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in (*graph.input, *graph.output)
+        }
+        wanted = {"x": ports.x.shape, "y": ports.y.shape, "lengths": ["B"]}
+        for state in ports.states:
+            wanted |= {state.input: state.shape, state.output: state.shape}
+        assert shapes == wanted
+
+
+def test_the_golden_vectors_are_the_references_own(exported: Exported) -> None:
+    """x in the model's units, y and the final states as the eager module gives them."""
+    tensors = load_file(exported.artifact.path / "golden.safetensors")
+    module = source().module
+    y, (h, c) = module(torch.from_numpy(tensors["x"]))
+    np.testing.assert_array_equal(tensors["y"], y)
+    np.testing.assert_array_equal(tensors["h_n"], h)
+    np.testing.assert_array_equal(tensors["c_n"], c)
+    scaled = (example()[:, 0] - 5) / 2
+    np.testing.assert_allclose(tensors["x"][0, :, 0], scaled[:64], atol=1e-6)
+
+
+def test_the_same_input_gives_the_same_version_and_bytes(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """Same module, same example, same bytes; another weight, another version."""
+    again = export(source(), "small", tmp_path)
+    for file in exported.artifact.path.iterdir():
+        again_file = again.artifact.path / file.name
+        if file.suffix in (".json", ".html"):
+            assert again_file.read_text() == file.read_text()
+        assert again_file.read_bytes() == file.read_bytes(), file.name
+    changed = source()
+    with torch.no_grad():
+        changed.module.get_parameter("head.bias").add_(0.25)
+    other = export(changed, "small", tmp_path, variants=("onnx-fp32",))
+    assert other.artifact.manifest.version != again.artifact.manifest.version
+    assert len(find_artifacts(tmp_path)) == 2
+
+
+def test_a_second_export_leaves_the_first_as_it_is(tmp_path: Path) -> None:
+    """The same version is already there: its files are not touched."""
+    first = export(source(), "small", tmp_path, variants=("onnx-fp32",)).artifact
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    second = export(source(), "small", tmp_path, variants=("onnx-fp32",)).artifact
+    assert second.path == first.path
+    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    assert [p.name for p in first.path.parent.iterdir()] == [first.path.name]
+
+
+def test_a_short_example_is_cycled_and_the_report_says_so(exported: Exported) -> None:
+    """300 steps are cycled to at least 2,000."""
+    report = json.loads((exported.artifact.path / "parity.json").read_text())
+    first = report["measured"][0]
+    assert first["example_cycled"]
+    assert first["steps"] == len(first["error_by_step"]) == 2100
+    assert max(first["error_by_step"]) == pytest.approx(first["max_error"], rel=1e-3)
+    assert "was cycled" in (exported.artifact.path / "parity.html").read_text()
+
+
+def test_a_variant_that_drifts_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong scale of h breaks rowwise int8: the message says which, where, by how much."""
+    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
+    said = r"onnx-int8-rowwise drifts to \d\.\de[-+]\d+ at step \d+ of 2100 .*teacher-forced.*not w"
+    with pytest.raises(ParityError, match=said):
+        export(source(), "small", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_a_tolerance_of_the_users_own_decides(tmp_path: Path) -> None:
+    """A stricter one refuses what the default lets pass."""
+    with pytest.raises(ParityError, match=r"onnx-int8 drifts to .*atol 1e-06"):
+        export(source(), "small", tmp_path, tolerances={"onnx-int8": 1e-6})
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_module_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    """A bidirectional LSTM answers otherwise in chunks than whole."""
+    module = nn.LSTM(1, 8, batch_first=True, bidirectional=True)
+    plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline())
+    with pytest.raises(CausalityError, match=r"another y in chunks.*worst at step \d+"):
+        export(plain, "small", tmp_path)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_module_that_keeps_state_on_itself_is_refused(tmp_path: Path) -> None:
+    """Hidden state that is not returned makes chunks differ from the whole."""
+
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = sine_cell()
+            self.seen = torch.zeros(())
+
+        def forward(self, x: Tensor, state: object = None) -> object:
+            self.seen = self.seen + 1
+            y, state = self.inner(x, state)
+            return y + self.seen, state
+
+    with pytest.raises(CausalityError, match="keeps state that it does not return"):
+        export(source(Hiding()), "small", tmp_path)
+
+
+def test_the_pipeline_must_fit_the_example_and_the_module(tmp_path: Path) -> None:
+    """A scaling of two features for a module of one."""
+    two = Scaling(mean=[0, 0], std=[1, 1])
+    wrong = Source("x:y", source().module, "0" * 64, example(), Pipeline(x=two))
+    with pytest.raises(SourceError, match="example has 1 features, the pipeline's `x` has 2"):
+        export(wrong, "small", tmp_path)
+    wrong = Source("x:y", source().module, "0" * 64, example(), Pipeline(y=two))
+    with pytest.raises(SourceError, match="pipeline's `y` has 2 features"):
+        export(wrong, "small", tmp_path)
+
+
+def test_working_folders_of_killed_exports_are_swept(tmp_path: Path) -> None:
+    """A folder whose process is gone is removed, and never counts as an artifact."""
+    dead = tmp_path / "small" / ".export-999999999-x"
+    dead.mkdir(parents=True)
+    (dead / "manifest.json").write_text("{}")
+    assert find_artifacts(tmp_path) == []
+    export(source(), "small", tmp_path, variants=("onnx-fp32",))
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize("file", ["onnx-int8.onnx", "golden.safetensors"])
+def test_a_changed_file_is_found_when_the_artifact_is_loaded(
+    exported: Exported, tmp_path: Path, file: str
+) -> None:
+    """One flipped byte, and the message says which file and both hashes."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in exported.artifact.path.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    content = bytearray((copy / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / file).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"says sha256 \w+\.\.\. for .*{file}.*export the mod"):
+        Artifact.load(copy)
+
+
+def test_the_command_line_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 0, the table and the path; then exit 1 and one line for weights that do not fit."""
+    torch.manual_seed(0)
+    save_file(sine_cell().state_dict(), tmp_path / "w.safetensors")
+    np.save(tmp_path / "x.npy", example())
+    (tmp_path / "p.json").write_text(Pipeline(x=SCALING, y=SCALING).model_dump_json())
+    common = ["--weights", str(tmp_path / "w.safetensors"), "--example", str(tmp_path / "x.npy")]
+    common += ["--pipeline", str(tmp_path / "p.json"), "--name", "cli", "--no-store"]
+    common += ["--out", str(tmp_path / "out"), "--variants", "onnx-fp32,onnx-int8-rowwise"]
+    assert main(["models.zoo:sine_cell", *common]) == 0
+    (path,) = find_artifacts(tmp_path / "out")
+    out = capsys.readouterr().out
+    assert f"wrote {path}" in out.replace("\n", "")
+    assert out.count("pass") == 4
+    assert Artifact.load(path).manifest.default_variant == "onnx-fp32"
+    assert main(["models.zoo:series_lstm", *common]) == 1
+    error = capsys.readouterr().err
+    assert "does not fit the module" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--variants", "onnx-fp16"], "`onnx-fp16` is none of"),
+        (["--tolerance", "onnx-int8"], "expected VARIANT=ATOL"),
+        (["--tolerance", "onnx-int8=-1"], "expected VARIANT=ATOL"),
+    ],
+)
+def test_a_wrong_flag_is_a_usage_error(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, as every command line tool."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["m:f", "--weights", "w", "--example", "e", "--name", "n", *flags])
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--name", "Bad Name"], "got the name `Bad Name`"),
+        (["--init", "{"], "--init `{` is not JSON"),
+        (["--init", "[]"], "not an object of keywords"),
+    ],
+)
+def test_a_wrong_name_or_init_is_refused(
+    tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that quotes what came."""
+    save_file(sine_cell().state_dict(), tmp_path / "w.safetensors")
+    np.save(tmp_path / "x.npy", example())
+    common = ["--weights", str(tmp_path / "w.safetensors"), "--example", str(tmp_path / "x.npy")]
+    common += ["--name", "good", "--out", str(tmp_path / "out")]
+    assert main(["models.zoo:sine_cell", *common, *flags]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,119 @@
+"""Row-isolated int8: what the weights become, and that no row feels another."""
+
+import zipfile
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from export.rowwise import H_SCALE, ZERO_POINT, quantize_columns
+from models.zoo import sine_cell
+from service.artifact import Artifact
+from service.runtime import Runtime
+
+
+def test_columns_are_quantized_each_by_its_own_peak() -> None:
+    """Worked by hand: the peak of each output becomes 127 levels, zero stays zero."""
+    matrix = np.array([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0], [0.01, 0.02, -0.0254]])
+    levels, scale = quantize_columns(matrix)
+    np.testing.assert_allclose(scale, [1 / 127, 1.0, 0.0254 / 127], rtol=1e-6)
+    signed = levels.astype(int).T - ZERO_POINT
+    assert signed.tolist() == [[127, -64, 0], [0, 0, 0], [50, 100, -127]]
+
+
+def test_rounding_is_at_most_half_a_level() -> None:
+    """Dequantized weights are within half a scale of the original."""
+    matrix = np.random.default_rng(0).standard_normal((40, 70))
+    levels, scale = quantize_columns(matrix)
+    back = (levels.astype(float).T - ZERO_POINT) * scale[:, None]
+    assert (np.abs(back - matrix) <= 0.5001 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("name", ["sine-cell", "series-lstm"])
+def test_int8_products_are_exact_integers(name: str, demo_artifacts: dict[str, Artifact]) -> None:
+    """The first product of the step graph is the integers' own: nothing saturates on this CPU."""
+    artifact = demo_artifacts[name]
+    variant = artifact.variant("onnx-int8-rowwise")
+    assert variant.step is not None
+    model = onnx.load(artifact.path / variant.step.file)
+    node = next(n for n in model.graph.node if n.op_type == "MatMulIntegerToFloat")
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.input[0]))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {"x": np.ones((3, 1, 1), np.float32)}
+    for port in artifact.manifest.ports.states:
+        feed[port.input] = np.repeat(artifact.layout.zeros()[port.name] + 1, 3, axis=0)
+    product, quantized = session.run([node.output[0], node.input[0]], feed)
+    exact = (quantized.astype(np.int64) - ZERO_POINT) @ (
+        weights[node.input[1]].astype(np.int64) - ZERO_POINT
+    )
+    wanted = exact * (H_SCALE * weights[node.input[3]].astype(float)) + weights[node.input[6]]
+    np.testing.assert_allclose(product, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_hand_written_cell_really_is_int8(demo_artifacts: dict[str, Artifact]) -> None:
+    """Every int8 variant of the hand-written cell holds int8 weights and no float copy of them."""
+    artifact = demo_artifacts["sine-cell"]
+    recurrent = 4 * 32 * 32
+    stock = onnx.load(artifact.path / artifact.variant("onnx-int8").file)
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in stock.graph.node}
+    rowwise = onnx.load(artifact.path / artifact.variant("onnx-int8-rowwise").file)
+    for model in (stock, rowwise):
+        sizes = {i.data_type: 0 for i in model.graph.initializer}
+        for tensor in model.graph.initializer:
+            sizes[tensor.data_type] += int(np.prod(tensor.dims))
+        int8 = sizes.get(onnx.TensorProto.INT8, 0) + sizes.get(onnx.TensorProto.UINT8, 0)
+        assert int8 >= recurrent
+        assert sizes[onnx.TensorProto.FLOAT] < recurrent
+    with zipfile.ZipFile(artifact.path / artifact.variant("torchscript-int8").file) as archive:
+        code = "".join(archive.read(n).decode() for n in archive.namelist() if n.endswith(".py"))
+    assert "quantized_lstm" in code
+    assert "torch.lstm" not in code
+
+
+def test_stock_quantization_leaves_the_hand_written_cell_as_it_is() -> None:
+    """The trap that lowering avoids: torch's quantize_dynamic does nothing to such a cell."""
+    module = sine_cell().eval()
+    with pytest.warns(DeprecationWarning):
+        quantized = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+            module, {torch.nn.LSTM, torch.nn.Linear}, dtype=torch.qint8
+        )
+    assert [p.dtype for p in quantized.cell.parameters()] == [torch.float32] * 8
+
+
+@pytest.mark.parametrize("hostile", [1e4, 1e30, 1e-40])
+def test_a_hostile_neighbour_changes_not_one_bit(
+    hostile: float, demo_artifacts: dict[str, Artifact]
+) -> None:
+    """A row beside 255 others that send anything equals the row alone, at any place."""
+    artifact = demo_artifacts["series-lstm"]
+    runtime = Runtime(artifact, "onnx-int8-rowwise")
+    rng = np.random.default_rng(0)
+    row = artifact.golden().x[:1]
+    zeros = artifact.layout.zeros()
+    alone, alone_state = runtime.run(row, zeros)
+    for place in (0, 100, 255):
+        x = (hostile * rng.standard_normal((256, *row.shape[1:]))).astype(np.float32)
+        x[place] = row[0]
+        state = {n: np.repeat(v, 256, axis=0) for n, v in zeros.items()}
+        y, new = runtime.run(x, state)
+        assert y[place].tobytes() == alone[0].tobytes()
+        assert all(new[n][place].tobytes() == alone_state[n][0].tobytes() for n in new)
+
+
+def test_the_stock_variant_does_feel_its_neighbours(demo_artifacts: dict[str, Artifact]) -> None:
+    """Why it is marked `isolated: false`: forced into one batch, a neighbour moves a row."""
+    artifact = demo_artifacts["series-lstm"]
+    assert not artifact.variant("onnx-int8").isolated
+    path = artifact.path / artifact.variant("onnx-int8").file
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    row = artifact.golden().x[:1]
+    x = np.concatenate([row, np.full_like(row, 1e4)])
+    zeros = artifact.layout.zeros()
+    feed = {p.input: np.repeat(zeros[p.name], 2, axis=0) for p in artifact.manifest.ports.states}
+    y = session.run(["y"], {"x": x, "lengths": np.full(2, row.shape[1]), **feed})[0][0]
+    alone, _ = Runtime(artifact, "onnx-int8").run(row, artifact.layout.zeros())
+    assert np.abs(y - alone[0]).max() > 0.01
