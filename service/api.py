@@ -35,7 +35,7 @@ from bentoml.exceptions import NotFound
 from pydantic import BaseModel, Field
 
 from service.artifact import MANIFEST, find_artifacts
-from service.catalog import Catalog
+from service.catalog import Catalog, check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
 from service.errors import SettingsError
@@ -103,13 +103,14 @@ class Carousel:
     bento_service: CarouselService  # set by BentoML
     engine: Engine
 
-    @staticmethod
     @bentoml.on_deployment
+    @staticmethod
     def settle_models() -> None:
         """Decide what the workers serve, before they start."""
         this: Any = Carousel  # what the decorator made of the class
         try:
             paths = find_models(CONFIG, this.bento)
+            check_default(CONFIG.default_model, [path.parent.name for path in paths])
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         os.environ[PREFIX + "MODELS"] = ",".join(map(str, paths))

@@ -39,10 +39,7 @@ class Catalog:
         for model in self.models:
             self._by_reference[model.name] = model
             self._by_reference[model.reference] = model
-        if default is not None and default.partition(":")[0] not in self.names:
-            raise SettingsError(
-                f"CAROUSEL_DEFAULT_MODEL={default} is not served, expected one of {self.names}"
-            )
+        check_default(default, self.names)
 
     @classmethod
     def load(
@@ -107,4 +104,12 @@ class Catalog:
             f"model `{reference}` is not served, expected one of {self.served}",
             model=reference,
             models=self.served,
+        )
+
+
+def check_default(default: str | None, names: Sequence[str]) -> None:
+    """SettingsError unless the default model, `name` or `name:version`, is one of `names`."""
+    if default is not None and default.partition(":")[0] not in names:
+        raise SettingsError(
+            f"CAROUSEL_DEFAULT_MODEL={default} is not served, expected one of {sorted(names)}"
         )

@@ -40,7 +40,7 @@ from service.protocols.ndjson import serve_stream
 from service.session import Record, SessionKey
 from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
 
-SESSIONS = "/sessions/"
+SESSIONS, SESSION = "/sessions/", "/sessions/{id}"
 TENANT = ""  # one tenant: there are no API keys
 # A request that was not answered by then is watched for a client that hangs up. Watching each
 # from the start would cost every quick one a task.
@@ -89,7 +89,7 @@ class NativeApp:
             "/stream": {"POST": self._stream},
             "/models": {"GET": self._models},
             "/readyz": {"GET": self._readyz},
-            SESSIONS: {"GET": self._look_up, "DELETE": self._drop},
+            SESSION: {"GET": self._look_up, "DELETE": self._drop},
         }
 
     def knows(self, path: str) -> bool:
@@ -189,7 +189,7 @@ def no_method(path: str, method: str, allowed: list[str]) -> MethodNotAllowedErr
 
 
 def _route_of(path: str) -> str:
-    return SESSIONS if path.startswith(SESSIONS) and len(path) > len(SESSIONS) else path
+    return SESSION if path.startswith(SESSIONS) and len(path) > len(SESSIONS) else path
 
 
 def _session_id(scope: Scope) -> str:

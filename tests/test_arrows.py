@@ -1,0 +1,185 @@
+"""Who may import whom: read from the source, over all packages."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("models", "export", "service", "benchmarks")
+
+# Of `service`, left never imports right; one place holds modules that may import each other's left.
+SERVICE_ORDER: list[set[str]] = [
+    {"errors"},
+    {"config", "wire"},
+    {"pipeline"},
+    {"artifact"},
+    {"onnx_backend", "torchscript_backend"},
+    {"runtime"},
+    {"model"},
+    {"catalog"},
+    {"session"},
+    {"job"},
+    {"store", "batcher"},
+    {"store.memory"},
+    {"engine"},
+    {"protocols", "protocols.asgi"},
+    {"protocols.ndjson"},
+    {"protocols.native", "protocols.openapi"},
+    {"protocols.front"},
+    {"api"},
+]
+PACKAGE_MAY_IMPORT = {  # of our own packages, beside itself
+    "models": set[str](),
+    "export": {"service.artifact", "service.runtime", "service.pipeline", "service.errors"},
+    "service": set[str](),
+    "benchmarks": {"models", "export", "service"},
+}
+ONLY_IN = {  # third party -> the modules of `service` that may import it
+    "torch": {"service.torchscript_backend"},
+    "bentoml": {"service.api"},
+    "_bentoml_impl": set[str](),
+    "_bentoml_sdk": set[str](),
+    "redis": {"service.store.redis"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target."""
+
+    module: str  # where it stands
+    target: str
+    line: int
+    scope: str  # "" at the top of the module, else the function it stands in
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def read_imports(source: str, module: str) -> Iterator[Import]:
+    """Every import in `source`, wherever it stands."""
+
+    def visit(node: ast.AST, scope: str) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    yield Import(module, alias.name, child.lineno, scope)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{module}:{child.lineno}: a relative import"
+                yield from from_import(child, scope)
+            named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            inner = f"{scope}.{child.name}".strip(".") if named else scope  # type: ignore[attr-defined]
+            yield from visit(child, inner)
+
+    def from_import(node: ast.ImportFrom, scope: str) -> Iterator[Import]:
+        base = node.module or ""
+        for alias in node.names:
+            full = f"{base}.{alias.name}"
+            is_module = (ROOT / full.replace(".", "/")).with_suffix(".py").exists()
+            yield Import(module, full if is_module else base, node.lineno, scope)
+
+    yield from visit(ast.parse(source), "")
+
+
+def imports_of(package: str) -> list[Import]:
+    return [
+        found
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for found in read_imports(path.read_text(), name_of(path))
+    ]
+
+
+def is_in(target: str, modules: set[str]) -> bool:
+    return any(target == module or target.startswith(module + ".") for module in modules)
+
+
+def rank(module: str) -> int:
+    short = module.removeprefix("service.")
+    for place, members in enumerate(SERVICE_ORDER):
+        if short in members:
+            return place
+    raise AssertionError(f"{module} has no place in SERVICE_ORDER: give it one")
+
+
+def points_right(one: Import) -> bool:
+    return one.module != "service" and rank(one.target) >= rank(one.module)
+
+
+def wrong_arrows(found: list[Import]) -> list[str]:
+    """What breaks the rules, in words."""
+    wrong = []
+    for one in found:
+        package, target_package = one.module.partition(".")[0], one.target.partition(".")[0]
+        if target_package in PACKAGES and target_package != package:
+            if not is_in(one.target, PACKAGE_MAY_IMPORT[package]):
+                wrong.append(str(one))
+        elif target_package == "service" and package == "service" and points_right(one):
+            wrong.append(f"{one}: left never imports right")
+        if package == "service" and one.module not in ONLY_IN.get(target_package, {one.module}):
+            wrong.append(f"{one}: only {ONLY_IN[target_package] or 'nobody'} may")
+        if (
+            package == "service"
+            and target_package == "torch"
+            and not one.scope.endswith("__init__")
+        ):
+            wrong.append(f"{one}: torch is imported in the constructor only")
+    return wrong
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows_between_modules_run_one_way(package: str) -> None:
+    """Read from every import statement, also those inside functions."""
+    assert wrong_arrows(imports_of(package)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("service.session", "from service.engine import Engine"),
+        ("service.batcher", "import service.store"),
+        ("service.engine", "import bentoml"),
+        ("service.protocols.native", "from service.api import Carousel"),
+        ("service.api", "from export import anything"),
+        ("service.runtime", "import models.cells"),
+        ("service.torchscript_backend", "import torch"),
+        ("service.model", "def load():\n    import torch"),
+        ("service.store.memory", "import redis"),
+        ("export.exporter", "from service.engine import Engine"),
+        ("export.exporter", "import models.cells"),
+        ("models.train", "from service.artifact import Artifact"),
+    ],
+)
+def test_a_wrong_arrow_is_found(module: str, statement: str) -> None:
+    """The test itself can fail."""
+    assert wrong_arrows(list(read_imports(statement, module)))
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("service.engine", "from service.batcher import Batcher\nimport asyncio"),
+        ("service.api", "import bentoml"),
+        ("export.exporter", "from service.artifact import Artifact\nimport torch"),
+        ("service.torchscript_backend", "class B:\n    def __init__(self):\n        import torch"),
+    ],
+)
+def test_a_right_arrow_is_not(module: str, statement: str) -> None:
+    """Nor does it find what is not there."""
+    assert wrong_arrows(list(read_imports(statement, module))) == []
+
+
+def test_the_service_is_imported_without_torch() -> None:
+    """All of it: the serving image has none."""
+    code = "import sys, service.api; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
