@@ -1,7 +1,7 @@
 """Is a row's result its own? Measured, bit for bit, for every variant.
 
-A row is run alone and in one step a call; then at any place in a batch, beside hostile neighbours
-and in whole chunks. The same bits every time: the variant is isolated. Else the runtime will run
+A row is run alone and in one step a call; then at any place in a batch, beside hostile neighbours,
+in whole chunks, with padding after it. The same bits every time: the variant is isolated. Else the runtime will run
 it one row and one step at a time, and then it is.
 """
 
@@ -29,7 +29,7 @@ def is_isolated(runtime: Runtime, x: Array, zeros: State) -> bool:
 
 
 def _trial(runtime: Runtime, x: Array, zeros: State, rng: np.random.Generator) -> bool:
-    steps = min(STEPS, x.shape[1])
+    steps = int(rng.integers(1, min(STEPS, x.shape[1]) + 1))
     start = int(rng.integers(0, x.shape[1] - steps + 1))
     row = x[rng.integers(len(x)), start : start + steps][None]
     state = {
@@ -46,10 +46,11 @@ def _trial(runtime: Runtime, x: Array, zeros: State, rng: np.random.Generator) -
     }
     for name, value in state.items():
         crowd_state[name][place] = value[0]
-    lengths = rng.integers(1, steps + 1, batch)
+    padded = np.concatenate([crowd, np.zeros_like(crowd)], axis=1)
+    lengths = rng.integers(1, 2 * steps + 1, batch)
     lengths[place] = steps
-    y, new = runtime.run(crowd, crowd_state, lengths)
-    same = y[place].tobytes() == alone[0].tobytes()
+    y, new = runtime.run(padded, crowd_state, lengths)
+    same = y[place, :steps].tobytes() == alone[0].tobytes()
     return same and all(new[n][place].tobytes() == alone_state[n][0].tobytes() for n in new)
 
 

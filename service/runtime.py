@@ -67,6 +67,12 @@ class Runtime:
             raise ShapeError(
                 f"`lengths` is {lengths.tolist()}, expected {batch} lengths of 1 to {steps} steps"
             )
+        y, new = self._run(x, state, lengths)
+        # ONNX Runtime's Where turns -0.0 into 0.0, and only graphs over many steps have one: the
+        # same bits in any chunks means one zero.
+        return y + 0, {name: value + 0 for name, value in new.items()}
+
+    def _run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
         if self.isolated:
             return self._backend.run(x, state, lengths)
         return self._run_apart(x, state, lengths)
