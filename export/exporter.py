@@ -24,7 +24,7 @@ from export.errors import ParityError, SourceError
 from export.form import read_form
 from export.isolation import is_isolated
 from export.network import Network, lower
-from export.onnx_graph import write_float_graph
+from export.onnx_graph import write_float_graphs
 from export.parity import Gate, Measured
 from export.reference import Reference, find_reference
 from export.report import write_report
@@ -233,19 +233,22 @@ def _write_variants(
 ) -> dict[VariantName, tuple[File, File | None]]:
     """variant -> its file, and its step graph if it has one."""
     written: dict[VariantName, tuple[File, File | None]] = {}
+    float_graphs = write_float_graphs(network, ports)
     float_graph = folder / "onnx-fp32.onnx"
-    onnx.save(write_float_graph(network, ports), float_graph)
+    onnx.save(float_graphs[0], float_graph)  # the stock tool reads it, wanted or not
     for variant in variants:
-        step: Path | None = None
         target = folder / (f"{variant}.onnx" if variant.startswith("onnx") else f"{variant}.pt")
-        if variant == "onnx-int8":
-            write_stock_int8(float_graph, target)
-        elif variant == "onnx-int8-rowwise":
+        step: Path | None = None
+        if variant in ("onnx-fp32", "onnx-int8-rowwise"):
+            graphs = float_graphs
+            if variant == "onnx-int8-rowwise":
+                graphs = write_rowwise_graphs(network, ports)
             step = folder / f"{variant}.step.onnx"
-            chunk_graph, step_graph = write_rowwise_graphs(network, ports)
-            onnx.save(chunk_graph, target)
-            onnx.save(step_graph, step)
-        elif variant.startswith("torchscript"):
+            onnx.save(graphs[0], target)
+            onnx.save(graphs[1], step)
+        elif variant == "onnx-int8":
+            write_stock_int8(float_graph, target)
+        else:
             module = torchscript.LoweredModule(network, ports)
             if variant == "torchscript-int8":
                 module = torchscript.quantize(module)

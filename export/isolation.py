@@ -1,8 +1,8 @@
 """Is a row's result its own? Measured, bit for bit, for every variant.
 
 A row is run alone and in one step a call; then at any place in a batch, beside hostile neighbours,
-in whole chunks, with padding after it. The same bits every time: the variant is isolated. Else the runtime will run
-it one row and one step at a time, and then it is.
+in whole chunks, with padding after it. The same bits every time: the variant is isolated. Else the
+runtime will run it one row and one step at a time, and then it is.
 """
 
 import numpy as np

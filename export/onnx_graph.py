@@ -5,7 +5,7 @@ Inside, sequences are (T, B, F), as the LSTM operator wants them. A row whose le
 state, and y past a row's length is zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,12 @@ class GraphBuilder:
         return self.node(op, inputs, hint=hint, **attributes)[0]
 
     def name(self, value: str, final: str) -> None:
-        """Give `value` the name of an output port."""
-        self.nodes.append(helper.make_node("Identity", [value], [final]))
+        """Give `value`, which some node computed, the name of an output port."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for k, found in enumerate(names):
+                    if found == value:
+                        names[k] = final
 
     def affine(self, affine: Affine, values: Mapping[str, str]) -> str:
         """The affine map of (.., F) values by MatMul and Add, in float32."""
@@ -139,21 +143,56 @@ def fits_lstm_node(network: Network) -> bool:
     return not any(f"{cell.name}.c" in wanted for cell in network.cells)
 
 
-def write_float_graph(network: Network, ports: Ports) -> onnx.ModelProto:
-    """The chunk graph in float32.
+def write_float_graphs(network: Network, ports: Ports) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The chunk graph and the step graph, in float32, of the same LSTM nodes.
+
+    The step graph has no lengths to mind: half of the nodes.
 
     Raises:
         LoweringError: something looks at c of every step, which the LSTM operator does not give.
     """
     if not fits_lstm_node(network):
         raise LoweringError("a value depends on the cell state c of every step")
+    return _chunk_graph(network, ports), _step_graph(network, ports)
+
+
+def _chunk_graph(network: Network, ports: Ports) -> onnx.ModelProto:
     g = GraphBuilder()
-    values = {"x": _time_first(g, ports.x)}
+    sequence = "x"
+    if len(ports.x.shape) != 3:
+        sequence = g.one("Reshape", "x", g.ints(0, 0, network.x_size))
+    x = g.one("Transpose", sequence, perm=[1, 0, 2])
+    flat = _flat_states(g, network, ports)
     lengths = g.one("Cast", "lengths", to=TensorProto.INT32)
-    flat = {
+    y, new = _layers(g, network, x, flat, lengths)
+    _finish_y(g, g.one("Transpose", y, perm=[1, 0, 2]), ports.y)
+    started = g.one("Unsqueeze", g.one("Greater", "lengths", g.ints(0)), g.ints(1))  # (B, 1)
+    kept = {port: g.one("Where", started, new[port], flat[port]) for port in new}
+    _finish_states(g, kept, ports)
+    return g.model(*port_infos(ports, "T"))
+
+
+def _step_graph(network: Network, ports: Ports) -> onnx.ModelProto:
+    g = GraphBuilder()
+    x = g.one("Reshape", "x", g.ints(1, -1, network.x_size))  # one step: (B, 1, I) as (1, B, I)
+    y, new = _layers(g, network, x, _flat_states(g, network, ports), "")
+    g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
+    _finish_states(g, new, ports)
+    return g.model(*port_infos(ports, 1))
+
+
+def _flat_states(g: GraphBuilder, network: Network, ports: Ports) -> dict[str, str]:
+    return {
         s.name: g.one("Reshape", s.input, g.ints(-1, network.states[s.name]), hint=f"{s.name}_flat")
         for s in ports.states
     }
+
+
+def _layers(
+    g: GraphBuilder, network: Network, x: str, flat: Mapping[str, str], lengths: str
+) -> tuple[str, dict[str, str]]:
+    """All nodes over x (T, B, I): y (T, B, O) and each new flat state (B, n)."""
+    values = {"x": x}
     pieces: dict[tuple[str, int], str] = {}
     for node in network.nodes:
         if isinstance(node, Root):
@@ -164,22 +203,23 @@ def write_float_graph(network: Network, ports: Ports) -> onnx.ModelProto:
         values[f"{node.name}.h"] = sequence
         pieces[node.h.port, node.h.start] = h
         pieces[node.c.port, node.c.start] = c
-    y = g.one("Transpose", g.affine(network.y, values), perm=[1, 0, 2])  # (B, T, O)
-    _finish_y(g, y, ports.y)
-    started = g.one("Unsqueeze", g.one("Greater", "lengths", g.ints(0)), g.ints(1))  # (B, 1)
+    return g.affine(network.y, values), join_pieces(g, pieces, flat)
+
+
+def join_pieces(
+    g: GraphBuilder, pieces: Mapping[tuple[str, int], str], ports: Iterable[str]
+) -> dict[str, str]:
+    """Each port's flat state (B, n) from what its cells left at their places."""
+    joined = {}
+    for port in ports:
+        parts = [pieces[key] for key in sorted(pieces) if key[0] == port]
+        joined[port] = parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=1)
+    return joined
+
+
+def _finish_states(g: GraphBuilder, flat: Mapping[str, str], ports: Ports) -> None:
     for s in ports.states:
-        parts = [pieces[key] for key in sorted(pieces) if key[0] == s.name]
-        whole = parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=1)
-        kept = g.one("Where", started, whole, flat[s.name])
-        g.name(g.one("Reshape", kept, g.ints(-1, *(int(d) for d in s.shape[1:]))), s.output)
-    return g.model(*port_infos(ports, "T"))
-
-
-def _time_first(g: GraphBuilder, x: Port) -> str:
-    sequence = "x"
-    if len(x.shape) != 3:
-        sequence = g.one("Reshape", "x", g.ints(0, 0, flat_size(x, 2)))
-    return g.one("Transpose", sequence, perm=[1, 0, 2])
+        g.name(g.one("Reshape", flat[s.name], g.ints(-1, *(int(d) for d in s.shape[1:]))), s.output)
 
 
 def _lstm(

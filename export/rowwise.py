@@ -19,7 +19,14 @@ from onnx import TensorProto, helper
 
 from export.form import Affine, Root
 from export.network import LstmCell, Network
-from export.onnx_graph import MICROSOFT, GraphBuilder, flat_size, port_infos, take_slice
+from export.onnx_graph import (
+    MICROSOFT,
+    GraphBuilder,
+    flat_size,
+    join_pieces,
+    port_infos,
+    take_slice,
+)
 from service.artifact import Ports
 
 Array = np.ndarray
@@ -70,11 +77,7 @@ class _Body:
             values |= {f"{node.name}.h": h, f"{node.name}.c": c}
             pieces[node.h.port, node.h.start] = h
             pieces[node.c.port, node.c.start] = c
-        new = {}
-        for port in states:
-            parts = [pieces[key] for key in sorted(pieces) if key[0] == port]
-            new[port] = parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=1)
-        return self._affine(self._network.y, values), new
+        return self._affine(self._network.y, values), join_pieces(g, pieces, states)
 
     def _cell(
         self, cell: LstmCell, values: Mapping[str, str], states: Mapping[str, str]
