@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.crops import evenly_spaced, random_crops
 from models.data import Series
-from models.errors import SeriesError
 from models.naive import last_value, seasonal
 from models.scaling import Pipeline, Scaler
-from models.scores import Score
+from models.scores import Score, rmse
 
 Array = NDArray[np.float32]
 
@@ -62,21 +62,27 @@ class Forecasting:
         return self.series.name
 
     @property
+    def window(self) -> None:
+        return None
+
+    @property
     def holdout(self) -> Array:
         return self.series.holdout
 
     @cached_property
-    def pipeline(self) -> Pipeline:
-        scaler = Scaler.fit(self.series.train)
-        return Pipeline(x=scaler, y=scaler)
+    def scaler(self) -> Scaler:
+        return Scaler.fit(self.series.train)
+
+    def finished_pipeline(self, model: nn.Module) -> Pipeline:
+        return Pipeline(x=self.scaler, y=self.scaler)
 
     @cached_property
     def _train(self) -> Array:
-        return self.pipeline.x.standardise(self.series.train)
+        return self.scaler.standardise(self.series.train)
 
     @cached_property
     def _validation_crops(self) -> Tensor:
-        values = self.pipeline.x.standardise(self.series.validation)
+        values = self.scaler.standardise(self.series.validation)
         return torch.from_numpy(evenly_spaced(values, self.warmup + HORIZON, VALIDATION_WINDOWS))
 
     def loss(self, model: nn.Module, batch: int, rng: np.random.Generator) -> Tensor:
@@ -109,7 +115,7 @@ class Forecasting:
     def _one_step_score(self, model: nn.Module) -> Score:
         """One stream through all of held-out time, its state carried from end to end."""
         raw = self.holdout
-        x = torch.from_numpy(self.pipeline.x.standardise(raw))[None, :-1]  # (1, T - 1, I)
+        x = torch.from_numpy(self.scaler.standardise(raw))[None, :-1]  # (1, T - 1, I)
         y, _ = forecast(model, x, 1)
         start = max(self.warmup, self.series.period_steps)  # the first step that all can forecast
         target = raw[start:]
@@ -120,7 +126,7 @@ class Forecasting:
         return Score(
             name="one-step",
             unit=self.series.unit,
-            model=rmse(self.pipeline.y.restore(y[0])[start - 1 :], target),
+            model=rmse(self.scaler.restore(y[0])[start - 1 :], target),
             naive={name: rmse(values, target) for name, values in forecasts.items()},
         )
 
@@ -128,7 +134,7 @@ class Forecasting:
         """Many starts; from each, a warm-up on real values and then forecasts fed back."""
         windows = evenly_spaced(self.holdout, self.warmup + HORIZON, SCORING_WINDOWS)
         history, target = windows[:, : self.warmup], windows[:, self.warmup :]
-        x = torch.from_numpy(self.pipeline.x.standardise(history))
+        x = torch.from_numpy(self.scaler.standardise(history))
         _, y = forecast(model, x, HORIZON)
         forecasts = {
             "last value": last_value(history, HORIZON),
@@ -137,7 +143,7 @@ class Forecasting:
         return Score(
             name=f"{HORIZON}-step closed-loop",
             unit=self.series.unit,
-            model=rmse(self.pipeline.y.restore(y), target),
+            model=rmse(self.scaler.restore(y), target),
             naive={name: rmse(values, target) for name, values in forecasts.items()},
         )
 
@@ -160,39 +166,3 @@ def forecast(model: nn.Module, x: Tensor, horizon: int) -> tuple[Tensor, Tensor]
         y, state = model(y, state)
         closed_loop.append(y)
     return one_step, torch.cat(closed_loop, dim=1)
-
-
-def random_crops(values: Array, steps: int, count: int, rng: np.random.Generator) -> Array:
-    """``count`` subsequences of (T, I) values that start anywhere: (count, steps, I)."""
-    starts = rng.integers(0, _last_start(values, steps) + 1, size=count)
-    return _crops(values, steps, starts)
-
-
-def evenly_spaced(values: Array, steps: int, count: int) -> Array:
-    """At most ``count`` subsequences of (T, I) values, from the first to the last: (N, steps, I).
-
-    Fewer where the values are too short for so many different starts.
-    """
-    last = _last_start(values, steps)
-    starts = np.unique(np.linspace(0, last, count).round().astype(np.int64))
-    return _crops(values, steps, starts)
-
-
-def _crops(values: Array, steps: int, starts: NDArray[np.int64]) -> Array:
-    crops: Array = values[starts[:, None] + np.arange(steps)]
-    return crops
-
-
-def _last_start(values: Array, steps: int) -> int:
-    if len(values) < steps:
-        raise SeriesError(
-            f"a split has {len(values)} steps, expected at least {steps} (warmup and rollout); "
-            "cut the series elsewhere or take shorter crops"
-        )
-    return len(values) - steps
-
-
-def rmse(forecasts: NDArray[np.floating], target: Array) -> float:
-    """Root mean squared error over all elements, in the unit of the arguments."""
-    error = forecasts.astype(np.float64) - target.astype(np.float64)
-    return float(np.sqrt(np.mean(error**2)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from models.errors import RunError
 from models.scores import Score
@@ -42,6 +43,7 @@ class Report:
         best_loss: its validation loss.
         settings: the training settings, by name.
         versions: of Python and of the packages that had a part in the numbers.
+        window: the steps that the model was trained to take at a time; None: any number.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Report:
     best_loss: float
     settings: dict[str, Any]
     versions: dict[str, str]
+    window: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,10 +103,10 @@ def _replace(target: Path, folder: Path) -> None:
         os.replace(folder, target)
 
 
-def write_run(folder: Path, task: Task, report: Report) -> None:
+def write_run(folder: Path, task: Task, model: nn.Module, report: Report) -> None:
     """Write all but the weights, which the training loop has already put there."""
     np.save(folder / HOLDOUT, task.holdout)
-    _write_json(folder / PIPELINE, task.pipeline.to_json())
+    _write_json(folder / PIPELINE, task.finished_pipeline(model).to_json())
     _write_json(folder / REPORT, report.to_json())
 
 

@@ -1,6 +1,7 @@
 """Standardisation: networks work on numbers near one, clients send raw units."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +40,48 @@ class Scaler:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """When an anomaly detector speaks up: its score is above ``threshold``.
+
+    Args:
+        score: how an input and its reconstruction become one number; ``mse`` is the mean, over
+            the window and its features, of the squared error, standardised (unitless).
+        threshold: the score that ``quantile`` of the fault-free validation windows do not exceed.
+        quantile: so ``1 - quantile`` of calm windows are false alarms.
+    """
+
+    score: str
+    threshold: float
+    quantile: float
+
+
+@dataclass(frozen=True)
 class Pipeline:
-    """What stands before and after the network: raw x in, raw y out."""
+    """What stands before and after the network. A part that is None is absent from the file.
 
-    x: Scaler
-    y: Scaler
+    Args:
+        x: raw input to the network's.
+        y: the network's output to raw units.
+        vocabulary: the tokens of x and of y, where x is integers and y holds one logit per token:
+            the index in the list is the token's id. A character that the list does not have is
+            read as the list's U+FFFD.
+        classes: what each of the logits of y means.
+        alarm: where y is a reconstruction of x.
+    """
 
-    def to_json(self) -> dict[str, dict[str, list[float]]]:
+    x: Scaler | None = None
+    y: Scaler | None = None
+    vocabulary: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    alarm: Alarm | None = None
+
+    def to_json(self) -> dict[str, Any]:
         """The content of ``pipeline.json``."""
-        return {"x": self.x.to_json(), "y": self.y.to_json()}
+        content = {
+            "x": self.x and self.x.to_json(),
+            "y": self.y and self.y.to_json(),
+            "vocabulary": self.vocabulary and list(self.vocabulary),
+            "classes": self.classes and list(self.classes),
+            "alarm": self.alarm and asdict(self.alarm),
+        }
+        return {name: part for name, part in content.items() if part is not None}

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 MARGIN = 0.05  # share of the naive error: a lead below 5 % may be luck of the split
 
 
@@ -14,12 +17,14 @@ class Score:
         unit: of all the errors.
         model: the model's error; lower is better.
         naive: the errors of the naive forecasts, by name.
+        measure: what kind of error, for tables.
     """
 
     name: str
     unit: str
     model: float
     naive: dict[str, float]
+    measure: str = "RMSE"
 
     def failures(self) -> list[str]:
         """One line for each naive forecast that is not beaten by the margin."""
@@ -29,3 +34,9 @@ class Score:
             for name, error in self.naive.items()
             if not self.model <= (1 - MARGIN) * error  # so written, NaN is a failure
         ]
+
+
+def rmse(forecasts: NDArray[np.floating], target: NDArray[np.float32]) -> float:
+    """Root mean squared error over all elements, in the unit of the arguments."""
+    error = forecasts.astype(np.float64) - target.astype(np.float64)
+    return float(np.sqrt(np.mean(error**2)))

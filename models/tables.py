@@ -31,7 +31,9 @@ def describe_parameters(counts: dict[str, dict[str, int]]) -> str:
 def score_table(name: str, data_name: str, scores: Iterable[Score]) -> Table:
     """One row per error: the model's, each naive forecast's, the model's as share of the best."""
     scores = list(scores)
-    table = Table(title=f"{name}: error on held-out {data_name} (RMSE)", title_justify="left")
+    measures = ", ".join(dict.fromkeys(score.measure for score in scores))
+    title = f"{name}: error on held-out {data_name} ({measures})"
+    table = Table(title=title, title_justify="left")
     table.add_column("error", no_wrap=True)
     table.add_column("unit")
     table.add_column("model", justify="right", style="bold")

@@ -19,13 +19,17 @@ class Task(Protocol):
         ...
 
     @property
-    def pipeline(self) -> Pipeline:
-        """The scaling, fitted on the training split alone."""
+    def window(self) -> int | None:
+        """The steps that the model is trained to take at a time; None: a stream of any length."""
         ...
 
     @property
-    def holdout(self) -> NDArray[np.float32]:
-        """(T, I) float32, raw units: the held-out input."""
+    def holdout(self) -> NDArray[np.float32] | NDArray[np.int64]:
+        """(T, I) float32 in raw units, or (T,) int64 token ids: the held-out input."""
+        ...
+
+    def finished_pipeline(self, model: nn.Module) -> Pipeline:
+        """What stands before and after the trained model; it sees no held-out time."""
         ...
 
     def loss(self, model: nn.Module, batch: int, rng: np.random.Generator) -> Tensor:

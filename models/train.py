@@ -24,6 +24,7 @@ from models.zoo import ZOO, Entry, find
 RUNS = Path("runs")
 THREADS = 1  # the matrices are too small to share, and one thread adds up in one order: repeatable
 PACKAGES = ("torch", "numpy", "safetensors")
+BAR_INTERVAL_S = 0.5  # a log file gets each state of the bar on a line of its own
 SEED_LIMIT = 2**63  # what torch takes; numpy takes more
 INTERRUPTED = 130  # the shell's exit status for a command that was stopped with Ctrl-C
 
@@ -103,11 +104,12 @@ def train(entry: Entry, target: Path, seed: int, console: Console) -> Report:
             best_loss=result.best_loss,
             settings=asdict(entry.settings),
             versions={"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            window=entry.task.window,
         )
         console.print(score_table(entry.name, entry.task.data_name, report.scores))
         if failures := [line for score in report.scores for line in score.failures()]:
             raise BelowNaiveError(entry.name, failures)
-        write_run(folder, entry.task, report)
+        write_run(folder, entry.task, model, report)
     console.print(
         f"trained in {result.seconds:.1f} s, best of {result.epochs} epochs: {result.best_epoch}; "
         f"written to {target}"
@@ -118,7 +120,8 @@ def train(entry: Entry, target: Path, seed: int, console: Console) -> Report:
 @contextmanager
 def _progress_bar(settings: Settings) -> Iterator[Callable[[Progress], None]]:
     """A bar over all the batches that there may be; early stopping leaves it short of its end."""
-    with tqdm(total=settings.epochs * settings.batches, unit="batch", dynamic_ncols=True) as bar:
+    total = settings.epochs * settings.batches
+    with tqdm(total=total, unit="batch", dynamic_ncols=True, mininterval=BAR_INTERVAL_S) as bar:
 
         def on_batch(progress: Progress) -> None:
             bar.set_description(f"epoch {progress.epoch}", refresh=False)

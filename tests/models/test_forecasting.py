@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.data import Series
-from models.errors import SeriesError
-from models.forecasting import Forecasting, evenly_spaced, forecast, random_crops, rmse
+from models.forecasting import Forecasting, forecast
 
 
 class Counter(nn.Module):
@@ -50,37 +49,13 @@ def test_the_loss_is_the_one_step_error_plus_the_weighted_closed_loop() -> None:
     assert task._loss_on(Zero(), crops).item() == pytest.approx(expected)
 
 
-def test_random_crops_are_subsequences_that_start_anywhere() -> None:
-    """Consecutive values, and in 200 crops every start from the first to the last."""
-    values = np.arange(10, dtype=np.float32)[:, None]
-    crops = random_crops(values, 4, 200, np.random.default_rng(0))[..., 0]
-    assert (np.diff(crops, axis=1) == 1).all()
-    assert sorted({int(start) for start in crops[:, 0]}) == list(range(7))
-
-
-def test_fixed_windows_go_from_the_first_step_to_the_last() -> None:
-    """Three windows of 4 in 10 steps; and no window twice when there are fewer than asked for."""
-    values = np.arange(10, dtype=np.float32)[:, None]
-    assert evenly_spaced(values, 4, 3)[..., 0].tolist() == [
-        [0, 1, 2, 3],
-        [3, 4, 5, 6],
-        [6, 7, 8, 9],
-    ]
-    assert evenly_spaced(values, 9, 100)[:, 0, 0].tolist() == [0, 1]
-
-
-def test_a_split_shorter_than_a_crop_is_refused() -> None:
-    """Ten steps hold no crop of eleven."""
-    with pytest.raises(SeriesError, match="a split has 10 steps, expected at least 11"):
-        random_crops(np.zeros((10, 1), np.float32), 11, 1, np.random.default_rng(0))
-
-
 def test_training_crops_are_standardised_by_the_training_split_alone() -> None:
     """The scaling is that of steps 0 to 19, whatever follows them."""
-    pipeline = Forecasting(ramp, warmup=3, rollout=2, rollout_weight=1.0).pipeline
-    assert pipeline.x.mean.item() == pytest.approx(9.5)
-    assert pipeline.x.std.item() == pytest.approx(np.arange(20).std())
-    assert pipeline.y is pipeline.x
+    task = Forecasting(ramp, warmup=3, rollout=2, rollout_weight=1.0)
+    pipeline = task.finished_pipeline(Counter())
+    assert task.scaler.mean.item() == pytest.approx(9.5)
+    assert task.scaler.std.item() == pytest.approx(np.arange(20).std())
+    assert pipeline.y is pipeline.x is task.scaler
 
 
 def test_level_jitter_shifts_whole_crops() -> None:
@@ -137,13 +112,6 @@ def test_a_model_that_knows_the_sawtooth_has_no_error_in_either_score() -> None:
             return ((raw + 1) % 4 - scaler.mean.item()) / scaler.std.item(), None
 
     task = Forecasting(sawtooth, warmup=8, rollout=2, rollout_weight=1.0)
-    scaler = task.pipeline.x
+    scaler = task.scaler
     assert [score.model for score in task.score(Knows())] == pytest.approx([0, 0], abs=1e-5)
     assert task.validation_loss(Knows()) == pytest.approx(0, abs=1e-9)
-
-
-def test_rmse_is_over_all_elements() -> None:
-    """Errors 3 and 4: the root of 12.5."""
-    assert rmse(np.array([[3.0], [0.0]]), np.array([[0], [4]], np.float32)) == pytest.approx(
-        np.sqrt(12.5)
-    )
