@@ -1,6 +1,7 @@
 """What all tests share: quiet thread pools, and the demo models, trained and exported for real."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ from service.artifact import Artifact, find_artifacts
 
 ROOT = Path(__file__).parents[1]
 DEMOS = ("sine-cell", "series-lstm")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `needs(program)` skips where it is missing, and fails in CI."""
+    for marker in item.iter_markers("needs"):
+        for program in marker.args:
+            if shutil.which(program) is None:
+                reason = f"{program} is not installed; `make packages` installs it where it may"
+                (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)

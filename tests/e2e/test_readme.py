@@ -1,0 +1,103 @@
+"""Every line of README that a shell can run, run as it stands there."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.artifact import Artifact
+from tests.e2e.conftest import ROOT, Server, start_server
+
+BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+
+
+def commands(readme: str) -> list[tuple[str, list[str]]]:
+    """Each command of README's console blocks, with the lines that it is shown to print."""
+    found: list[tuple[str, list[str]]] = []
+    for block in BLOCK.findall(readme):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            else:
+                found[-1][1].append(line)
+    return found
+
+
+def plain(line: str) -> dict[str, object]:
+    """A reply without its version; y to what another CPU's training may change."""
+    reply = json.loads(line)
+    if "y" in reply:
+        reply["y"] = pytest.approx(np.array(reply["y"]), abs=1.0)
+    reply.pop("version", None)  # it differs with the weights
+    return dict(reply)
+
+
+def by_session(line: str) -> tuple[str, int]:
+    reply = json.loads(line)
+    return reply.get("session_id", ""), reply.get("step", -1)
+
+
+@pytest.fixture(scope="module")
+def demo_server(
+    demo_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """What `make serve` runs, on a free port."""
+    root = demo_artifacts["sine-cell"].path.parents[1]
+    server = start_server(
+        tmp_path_factory.mktemp("readme"),
+        CAROUSEL_ARTIFACTS=str(root),
+        CAROUSEL_DEFAULT_MODEL="sine-cell",
+    )
+    try:
+        server.wait_until_it_listens()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.mark.needs("curl")
+def test_the_curl_lines_print_what_readme_shows(demo_server: Server) -> None:
+    """In README's order, against both demo models: the same replies but for the weights' digits."""
+    ran = 0
+    for command, shown in commands((ROOT / "README.md").read_text()):
+        if "curl" not in command:
+            continue
+        local = command.replace("localhost:3000", f"127.0.0.1:{demo_server.port}")
+        done = subprocess.run(
+            ["bash", "-c", local], capture_output=True, text=True, check=True, timeout=60
+        )
+        printed = [json.loads(line) for line in sorted(done.stdout.splitlines(), key=by_session)]
+        for reply in printed:
+            reply.pop("version", None)
+        assert printed == [plain(line) for line in sorted(shown, key=by_session)], command
+        ran += 1
+    assert ran == 4
+
+
+def test_every_make_target_that_readme_names_exists() -> None:
+    """`make -n` knows them all."""
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"`(?:[A-Z_]+=\S+ )?make ([a-z]+)`", readme))
+    assert {"serve", "test", "bench", "check", "clean"} <= targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_setting_in_readme_is_the_configs_own() -> None:
+    """The table has every setting and no other."""
+    from service.config import PREFIX, Config
+
+    readme = (ROOT / "README.md").read_text()
+    rows = [line for line in readme.splitlines() if line.startswith(f"| `{PREFIX}")]
+    named = {name for row in rows for name in re.findall(r"CAROUSEL_\w+", row.split("|")[1])}
+    assert named == {PREFIX + field.upper() for field in Config.model_fields}
+
+
+def test_every_link_in_readme_leads_somewhere() -> None:
+    """Files that README points to are in the checkout."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / Path(target)).exists(), target
