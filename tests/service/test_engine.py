@@ -355,12 +355,12 @@ class Contended(MemoryStore):
 
     def __init__(self, rivals: int, rival: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         super().__init__(10)
-        self._rivals = rivals
+        self.rivals = rivals
         self._rival = rival
 
     async def commit(self, commits: Any, now: float) -> list[Outcome]:
-        if self._rivals:
-            self._rivals -= 1
+        if self.rivals:
+            self.rivals -= 1
             await self._rival()
         return await super().commit(commits, now)
 
@@ -399,6 +399,28 @@ def test_a_lost_commit_of_a_numbered_request_is_judged_again(sine: Model) -> Non
             answer = await engine.predict(request("s", x, 0))
             assert (answer.step, answer.created) == (2, True)
             assert (await engine.look_up(SessionKey("", "s"))).step == 2
+
+    run(scenario())
+
+
+def test_a_lost_commit_of_a_request_that_nobody_waits_for_begins_nothing(sine: Model) -> None:
+    """Its client went away, and the session was dropped: it stays dropped."""
+
+    async def scenario() -> None:
+        async def drop() -> None:
+            engine.abandon(job)
+            await store.drop(SessionKey("", "s"), 0.0)
+
+        store = Contended(0, drop)
+        async with running(Catalog([sine]), store=store) as engine:
+            await engine.predict(request("s", rows(1)))
+            store.rivals = 1
+            job = await engine.submit(request("s", rows(1)))
+            await engine.predict(request("other", rows(1)))
+            await engine.predict(request("other", rows(1)))
+            assert job.future.cancelled()
+            with pytest.raises(SessionNotFoundError):
+                await engine.look_up(SessionKey("", "s"))
 
     run(scenario())
 

@@ -122,6 +122,7 @@ def test_a_body_that_is_no_request_is_refused_with_what_was_expected(
         ("[[1],[1e999]]", ONE, NotFiniteError, "row 1 of `x` holds inf, expected finite numbers"),
         ("[[-1e999]]", ONE, NotFiniteError, "row 0 of `x` holds -inf"),
         ("[[" + "9" * 400 + "]]", ONE, NotFiniteError, "row 0 of `x` holds inf"),
+        ("[]", TOKENS, ShapeError, "has shape (0,), expected (time,) with at least one step"),
         ("[1.0]", TOKENS, ShapeError, "`x[0]` is 1.0, not an integer, expected (time,)"),
         ("[1,9223372036854775808]", TOKENS, ShapeError, "`x[1]` is 9223372036854775808, beyond 64"),
         ("[" * 900 + "]" * 900, ONE, ShapeError, "`x`"),
