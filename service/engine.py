@@ -42,7 +42,8 @@ Array = np.ndarray
 
 INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # Loop turns between the first request and its batch: one reads the sockets, one runs the handlers
-# that were woken. Fewer leave requests behind that have already come; more add nothing.
+# that were woken. Bursts of 64 requests over 64 connections met in batches of 52 rows with none
+# or one, of 64 with two or three.
 GATHER_TURNS = 2
 MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
