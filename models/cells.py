@@ -74,3 +74,50 @@ class LSTMCell(nn.Module):
 
     def extra_repr(self) -> str:
         return f"input_size={self.input_size}, hidden_size={self.hidden_size}"
+
+
+class GRUCell(nn.Module):
+    """One step of a gated recurrent unit, three weight matrices over ``cat(h, x)``.
+
+    Equations of Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder" (2014), as
+    the tutorials have them: the reset gate acts on h before the matrix product, and z is the share
+    of the new. ``nn.GRUCell`` differs in both: it resets after the product, and its z is the share
+    of the old.
+
+    Args:
+        input_size: I, features of x.
+        hidden_size: H, features of h.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        shape = (hidden_size, hidden_size + input_size)
+        self.W_r = nn.Parameter(torch.empty(shape))  # (H, H + I), as the next two
+        self.W_z = nn.Parameter(torch.empty(shape))
+        self.W_h = nn.Parameter(torch.empty(shape))
+        self.b_r = nn.Parameter(torch.zeros(hidden_size))  # (H,), as the next two
+        self.b_z = nn.Parameter(torch.zeros(hidden_size))
+        self.b_h = nn.Parameter(torch.zeros(hidden_size))
+        for weight in (self.W_r, self.W_z, self.W_h):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Advance each row by one step.
+
+        Args:
+            x: (B, I), the weights' dtype.
+            h: (B, H), the weights' dtype. Not changed.
+        Returns:
+            h, (B, H).
+        """
+        hx = torch.cat((h, x), dim=1)  # (B, H + I)
+        r = torch.sigmoid(hx @ self.W_r.T + self.b_r)  # (B, H), as the next three
+        z = torch.sigmoid(hx @ self.W_z.T + self.b_z)
+        candidate = torch.tanh(torch.cat((r * h, x), dim=1) @ self.W_h.T + self.b_h)
+        h = (1 - z) * h + z * candidate
+        return h
+
+    def extra_repr(self) -> str:
+        return f"input_size={self.input_size}, hidden_size={self.hidden_size}"

@@ -37,3 +37,16 @@ def seasonal(history: Array, horizon: int, period_steps: int) -> Array:
         )
     last_period = history[:, history.shape[1] - period_steps :]
     return last_period[:, np.arange(horizon) % period_steps]
+
+
+def mean_value(history: Array, horizon: int, steps: int) -> Array:
+    """Everything stays at its recent average.
+
+    Args:
+        history: (N, T, O), what was seen.
+        horizon: steps to forecast.
+        steps: of the history, from its end, that are averaged.
+    Returns:
+        (N, horizon, O): the mean of each history's last ``steps`` steps, repeated.
+    """
+    return np.repeat(history[:, -steps:].mean(axis=1, keepdims=True), horizon, axis=1)

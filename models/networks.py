@@ -7,7 +7,7 @@ the module. Shape letters: B batch, T time, I input, O output, H hidden, L layer
 import torch
 from torch import Tensor, nn
 
-from models.cells import LSTMCell
+from models.cells import GRUCell, LSTMCell
 
 
 class CellForecaster(nn.Module):
@@ -102,3 +102,79 @@ class LSTMForecaster(nn.Module):
         """
         outputs, state = self.lstm(x, state)  # (B, T, H)
         return self.head(outputs), state
+
+
+class GRUForecaster(nn.Module):
+    """The hand-written GRU cell, looped over time, with a linear head on every h.
+
+    Args:
+        input_size: I, features of x.
+        hidden_size: H, features of h.
+        output_size: O, features of y.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
+        super().__init__()
+        self.cell = GRUCell(input_size, hidden_size)
+        self.head = nn.Linear(hidden_size, output_size)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Forecast, after each step, the step that follows it.
+
+        Args:
+            x: (B, T, I), standardised (unitless).
+            h: (B, H), as the previous chunk left it. Not changed. None: zeros.
+        Returns:
+            y (B, T, O), standardised, and h (B, H) after the last step.
+        """
+        if h is None:
+            h = x.new_zeros(x.shape[0], self.cell.hidden_size)
+        outputs = []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            outputs.append(h)
+        return self.head(torch.stack(outputs, dim=1)), h
+
+
+class StackForecaster(nn.Module):
+    """Hand-written LSTM cells one above the other, each on the h of the one below.
+
+    Args:
+        input_size: I, features of x.
+        hidden_size: H, features of h and of c in each layer.
+        output_size: O, features of y.
+        num_layers: L, cells.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, num_layers: int
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        sizes = [input_size] + [hidden_size] * (num_layers - 1)
+        self.cells = nn.ModuleList(LSTMCell(size, hidden_size) for size in sizes)
+        self.head = nn.Linear(hidden_size, output_size)
+
+    def forward(
+        self, x: Tensor, states: list[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Forecast, after each step, the step that follows it.
+
+        Args:
+            x: (B, T, I), standardised (unitless).
+            states: for each layer (h, c), each (B, H). Not changed. None: zeros.
+        Returns:
+            y (B, T, O), standardised, and for each layer (h, c) after the last step.
+        """
+        if states is None:
+            zeros = x.new_zeros(x.shape[0], self.hidden_size)
+            states = [(zeros, zeros) for _ in self.cells]
+        states = list(states)
+        outputs = []
+        for t in range(x.shape[1]):
+            inp = x[:, t]
+            for layer, cell in enumerate(self.cells):
+                states[layer] = cell(inp, states[layer])
+                inp = states[layer][0]
+            outputs.append(inp)
+        return self.head(torch.stack(outputs, dim=1)), states

@@ -24,7 +24,9 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 def describe_parameters(counts: dict[str, dict[str, int]]) -> str:
     """For example ``cell 4,224 + 128, head 32 + 1``: weights + biases of each part."""
     return ", ".join(
-        f"{part} {count['weights']:,} + {count['biases']:,}" for part, count in counts.items()
+        f"{part} {count['weights']:,} + {count['biases']:,}"
+        for part, count in counts.items()
+        if any(count.values())  # a positional encoding, say, has none
     )
 
 
@@ -61,13 +63,45 @@ def zoo_table(rows: Iterable[tuple[Entry, Report | None]]) -> Table:
         table.add_row(
             entry.name,
             entry.description,
-            describe_parameters(count_parameters(entry.factory())).replace(", ", "\n"),
-            "\n".join(_describe_score(score) for score in report.scores) if report else "",
-            f"{report.training_s:.0f} s" if report else "not yet",
+            "\n".join(_parameters(entry)),
+            "\n".join(_errors(report)),
+            _trained(report),
         )
     return table
 
 
+def zoo_markdown(rows: Iterable[tuple[Entry, Report | None]]) -> str:
+    """The same as a Markdown table, and how each model is called; for the README."""
+    columns = (
+        "model",
+        "what",
+        "call",
+        "weights + biases",
+        "held-out error (best naive)",
+        "trained",
+    )
+    lines = [columns, ("---",) * len(columns)]
+    for entry, report in rows:
+        call, parameters = f"`{entry.call}`", ", ".join(_parameters(entry))
+        errors = "; ".join(_errors(report))
+        lines.append(
+            (f"`{entry.name}`", entry.description, call, parameters, errors, _trained(report))
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _parameters(entry: Entry) -> list[str]:
+    return describe_parameters(count_parameters(entry.factory())).split(", ")
+
+
+def _errors(report: Report | None) -> list[str]:
+    return [_describe_score(score) for score in report.scores] if report else []
+
+
+def _trained(report: Report | None) -> str:
+    return f"{report.training_s:.0f} s" if report else "not yet"
+
+
 def _describe_score(score: Score) -> str:
     best = min(score.naive.values())
-    return f"{score.name} {score.model:.3f} {score.unit} ({best:.3f})"
+    return f"{score.name}: {score.model:.3f} {score.unit} ({best:.3f})"

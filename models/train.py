@@ -12,13 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from models.errors import BelowNaiveError, ModelsError, SettingError
 from models.fitting import Progress, Settings, fit
 from models.runs import WEIGHTS, Report, new_run, write_run
-from models.tables import count_parameters, describe_parameters, score_table, zoo_table
+from models.tables import (
+    count_parameters,
+    describe_parameters,
+    score_table,
+    zoo_markdown,
+    zoo_table,
+)
 from models.zoo import ZOO, Entry, find
 
 RUNS = Path("runs")
@@ -43,10 +48,13 @@ def main(argv: Sequence[str] | None = None, zoo: Mapping[str, Entry] = ZOO) -> i
     console = Console()
     try:
         if arguments.list:
-            console.print(_list(zoo))
+            console.print(zoo_table(_reports(zoo)))
+            return 0
+        if arguments.table:
+            print(zoo_markdown(_reports(zoo)))
             return 0
         if arguments.name is None:
-            parser.error(f"which model? one of {', '.join(zoo)}; or --list")
+            parser.error(f"which model? one of {', '.join(zoo)}; or --list or --table")
         entry = find(arguments.name, zoo)
         entry = replace(entry, settings=_override(entry.settings, arguments))
         target = RUNS / entry.name if arguments.out is None else arguments.out
@@ -143,6 +151,7 @@ def _parser(zoo: Mapping[str, Entry]) -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(zoo)}")
     parser.add_argument("--list", action="store_true", help="show the models, and their scores")
+    parser.add_argument("--table", action="store_true", help="the same, in Markdown")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"the run; {RUNS}/NAME if not given"
     )
@@ -163,8 +172,8 @@ def _override(settings: Settings, arguments: argparse.Namespace) -> Settings:
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
-def _list(zoo: Mapping[str, Entry]) -> Table:
-    return zoo_table((entry, Report.read(RUNS / name)) for name, entry in zoo.items())
+def _reports(zoo: Mapping[str, Entry]) -> list[tuple[Entry, Report | None]]:
+    return [(entry, Report.read(RUNS / name)) for name, entry in zoo.items()]
 
 
 if __name__ == "__main__":

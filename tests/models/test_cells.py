@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.cells import LSTMCell
+from models.cells import GRUCell, LSTMCell
 
 
 def torch_twin(cell: LSTMCell) -> nn.LSTMCell:
@@ -99,3 +99,46 @@ def test_a_new_cell_remembers() -> None:
     weights: list[Tensor] = [cell.W_f, cell.W_i, cell.W_C, cell.W_o]
     for weight in weights:
         assert 0.9 * bound < weight.abs().max().item() <= bound
+
+
+def test_a_gru_step_is_the_one_worked_out_by_hand() -> None:
+    """At h = 0.5, x = 2: r resets h before the product, and z is the share of the candidate."""
+    cell = GRUCell(1, 1)
+    with torch.no_grad():
+        cell.W_r.copy_(torch.tensor([[0.1, 0.2]]))
+        cell.W_z.copy_(torch.tensor([[0.3, -0.4]]))
+        cell.W_h.copy_(torch.tensor([[-0.5, 0.6]]))
+        for bias, value in zip((cell.b_r, cell.b_z, cell.b_h), (1, 2, 3), strict=True):
+            bias.fill_(value / 10)
+    r = sigmoid(0.1 * 0.5 + 0.2 * 2 + 0.1)
+    z = sigmoid(0.3 * 0.5 - 0.4 * 2 + 0.2)
+    candidate = math.tanh(-0.5 * (r * 0.5) + 0.6 * 2 + 0.3)
+    h = cell(torch.tensor([[2.0]]), torch.tensor([[0.5]]))
+    assert h.item() == pytest.approx((1 - z) * 0.5 + z * candidate, abs=1e-6)
+
+
+def test_a_gru_that_never_resets_equals_torchs() -> None:
+    """With r = 1 it does not matter where the reset stands; torch's z is one minus ours."""
+    torch.manual_seed(0)
+    cell = GRUCell(3, 8).double()
+    twin = nn.GRUCell(3, 8, dtype=torch.float64)
+    with torch.no_grad():
+        cell.b_r.fill_(100)
+        cell.b_z.normal_()
+        cell.b_h.normal_()
+        weights = torch.cat((cell.W_r, -cell.W_z, cell.W_h))
+        twin.weight_hh.copy_(weights[:, :8])
+        twin.weight_ih.copy_(weights[:, 8:])
+        twin.bias_ih.copy_(torch.cat((cell.b_r, -cell.b_z, cell.b_h)))
+        twin.bias_hh.zero_()
+    h = twin_h = torch.randn(4, 8, dtype=torch.float64)
+    for x in torch.randn(50, 4, 3, dtype=torch.float64):
+        h, twin_h = cell(x, h), twin(x, twin_h)
+        torch.testing.assert_close(h, twin_h, atol=1e-12, rtol=0)
+
+
+def test_a_gru_cell_of_32_has_3168_weights_and_96_biases() -> None:
+    """3 gates x 32 units x (32 h + 1 x), and 3 x 32."""
+    parameters = list(GRUCell(1, 32).parameters())
+    assert sum(p.numel() for p in parameters if p.ndim == 2) == 3168
+    assert sum(p.numel() for p in parameters if p.ndim == 1) == 96

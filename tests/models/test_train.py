@@ -18,6 +18,7 @@ from models.fitting import Settings
 from models.forecasting import Forecasting
 from models.networks import LSTMForecaster
 from models.train import main
+from models.zoo import ZOO as REAL_ZOO
 from models.zoo import Entry
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,38 @@ def test_the_list_shows_what_is_trained_and_what_is_not(
     assert main(["--list"], ZOO) == 0
     after = capsys.readouterr().out
     assert "not yet" not in after
-    assert f"one-step {scores[0]['model']:.3f} V" in after
+    assert f"one-step: {scores[0]['model']:.3f} V" in after
+
+
+def test_the_markdown_table_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of heads, a line of dashes, and a line for each model, in as many cells."""
+    assert main(["flip-flop"], ZOO) == 0
+    scores = json.loads(Path("runs/flip-flop/report.json").read_text(encoding="utf-8"))["scores"]
+    capsys.readouterr()
+    assert main(["--table"], ZOO) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert cells[1] == ["---"] * 6
+    assert [cell for cell in cells[2][:4]] == [
+        "`flip-flop`",
+        "a small LSTM on an alternating series",
+        "`x -> y`",
+        "lstm 208 + 64, head 4 + 1",
+    ]
+    assert cells[2][4].startswith(f"one-step: {scores[0]['model']:.3f} V (")
+
+
+def test_the_list_of_the_real_zoo_fits_in_a_hundred_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No line is longer, and every name is whole."""
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    for name in REAL_ZOO:
+        assert f" {name} " in out
 
 
 def command(*arguments: str) -> list[str]:
@@ -162,8 +194,7 @@ def test_an_unknown_name_is_a_clear_error() -> None:
     )
     assert result.returncode == 1
     assert result.stderr == (
-        "error: no model is called `sine-sell`; "
-        "choose one of sine-cell, sine-lstm, series-cell, series-lstm\n"
+        f"error: no model is called `sine-sell`; choose one of {', '.join(REAL_ZOO)}\n"
     )
     assert list(Path().iterdir()) == []
 
