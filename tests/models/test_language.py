@@ -14,7 +14,7 @@ from models.fitting import Settings, fit
 from models.language import Language, bigram_perplexity, stream_cross_entropy, unigram_perplexity
 from models.text import Text, read
 
-TRAIN = np.array([0, 0, 1, 0])
+TRAIN = np.array([0, 0, 0, 1])
 HOLDOUT = np.array([1, 0, 0, 1])
 
 
@@ -30,8 +30,8 @@ def test_the_unigram_baseline_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_the_bigram_baseline_is_the_one_worked_out_by_hand() -> None:
-    """After 0: once 0 and once 1; after 1: once 0; one added to each. 1 0 0 1: 2/3, 1/2, 1/2."""
-    expected = (2 / 3 * 2 / 4 * 2 / 4) ** (-1 / 3)
+    """After 0: twice 0 and once 1; after 1: nothing; one added to each. 1 0 0 1: 1/2, 3/5, 2/5."""
+    expected = (1 / 2 * 3 / 5 * 2 / 5) ** (-1 / 3)
     assert bigram_perplexity(TRAIN, HOLDOUT, 2) == pytest.approx(expected)
 
 

@@ -17,7 +17,9 @@ from models.data import Series
 from models.fitting import Settings
 from models.forecasting import Forecasting
 from models.networks import LSTMForecaster
+from models.predictors import StockPredictor
 from models.train import main
+from models.windows import WindowForecasting
 from models.zoo import ZOO as REAL_ZOO
 from models.zoo import Entry
 
@@ -94,6 +96,23 @@ def test_the_report_says_how_good_the_kept_weights_are() -> None:
     assert report["parameters"]["lstm"] == {"weights": 80 + 128, "biases": 64}
     assert report["versions"]["torch"] == torch.__version__
     assert report["training_s"] > 0
+
+
+def test_a_run_of_a_window_model_says_how_long_its_window_is() -> None:
+    """The report of one that takes six steps at a time says 6, of one that takes any, nothing."""
+
+    def last_output() -> StockPredictor:
+        return StockPredictor(input_size=1, hidden_size=8, num_layers=1, dropout=0.0)
+
+    task = WindowForecasting(alternating, window=6)
+    settings = Settings(epochs=12, batches=20, batch_size=32, learning_rate=0.03)
+    entry = Entry("last", "the last output", last_output, task, settings)
+    assert main(["last"], {"last": entry}) == 0
+    assert main(["flip-flop"], ZOO) == 0
+    runs = (Path("runs/last"), Path("runs/flip-flop"))
+    reports = [json.loads((run / "report.json").read_text(encoding="utf-8")) for run in runs]
+    assert [report["window"] for report in reports] == [6, None]
+    last_output().load_state_dict(load_file("runs/last/weights.safetensors"))
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
