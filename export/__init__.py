@@ -2,6 +2,7 @@
 
 Imports run left to right only (`service` stands for its artifact, pipeline and runtime):
 
-errors <- source, call <- reference <- form <- network <- onnx_graph, rowwise, torchscript
-    <- parity <- report <- write, publish <- __main__
+errors <- source, call <- reference <- trace <- form <- terms, network <- recognise
+    <- graph_builder <- lstm_graph, step_graph <- rowwise, stock, torchscript
+    <- parity, isolation <- report <- exporter, publish <- __main__
 """

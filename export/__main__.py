@@ -58,6 +58,8 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> None:
     )
     manifest = exported.artifact.manifest
     Console(width=140).print(parity_table(manifest, exported.measured))
+    for layer in manifest.lowering:
+        print(f"{layer.layer}: {layer.road}; {layer.why}")
     print(f"wrote {exported.artifact.path}")
     if arguments.store:
         progress("copying into BentoML's model store")

@@ -17,6 +17,10 @@ class LoweringError(ExportError):
     """The module's step could not be turned into graphs that compute the same."""
 
 
+class NothingQuantizedError(LoweringError):
+    """An int8 variant would hold no int8 product; it is left out, and the report says so."""
+
+
 class CausalityError(ExportError):
     """The module's answer for a step depends on the steps after it, or on the chunking."""
 

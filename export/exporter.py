@@ -20,16 +20,23 @@ import torch
 from safetensors.numpy import save_file
 
 from export import torchscript
-from export.errors import ParityError, SourceError
+from export.errors import (
+    LoweringError,
+    NothingQuantizedError,
+    ParityError,
+    SourceError,
+)
 from export.form import read_form
 from export.isolation import is_isolated
-from export.network import Network, lower
-from export.onnx_graph import write_float_graphs
+from export.lstm_graph import fits_lstm_nodes, write_lstm_graphs
+from export.network import Network
 from export.parity import Gate, Measured
+from export.recognise import lower
 from export.reference import Reference, find_reference
 from export.report import write_report
 from export.rowwise import write_rowwise_graphs
 from export.source import Source
+from export.step_graph import Products, write_step_graphs
 from export.stock import write_stock_int8
 from export.trace import trace_step
 from service.artifact import (
@@ -109,13 +116,14 @@ def export(
     ports = _with_ranges(ports, gate)
     with _staging(out / name) as folder:
         progress("writing the graphs")
-        files = _write_variants(folder, network, ports, variants)
+        files, left_out = _write_variants(folder, network, ports, variants)
         _write_golden(folder, gate.golden, ports)
-        draft = _draft(source, name, ports, network, reference, folder, files)
-        draft = draft.model_copy(update={"default_variant": default_variant or variants[0]})
+        lowering = _lowering(network, type(source.module).__name__, left_out)
+        draft = _draft(source, name, ports, lowering, reference, folder, files)
+        draft = draft.model_copy(update={"default_variant": _default(default_variant, files)})
         measured: list[Measured] = []
         proven: dict[VariantName, Variant] = {}
-        for variant in variants:
+        for variant in files:
             progress(f"proving {variant}")
             entry, found = _prove(folder, draft, variant, gate, x, (tolerances or {}).get(variant))
             proven[variant] = entry
@@ -228,35 +236,68 @@ def _sweep(parent: Path) -> None:
             continue  # alive, or not ours
 
 
+Written = dict[VariantName, tuple[File, File | None]]  # variant -> its file, its step graph
+
+
 def _write_variants(
     folder: Path, network: Network, ports: Ports, variants: Sequence[VariantName]
-) -> dict[VariantName, tuple[File, File | None]]:
-    """variant -> its file, and its step graph if it has one."""
-    written: dict[VariantName, tuple[File, File | None]] = {}
-    float_graphs = write_float_graphs(network, ports)
+) -> tuple[Written, dict[VariantName, str]]:
+    """The files of each variant, and why those that are not there are not."""
+    written: Written = {}
+    left_out: dict[VariantName, str] = {}
+    float_graphs = (
+        write_lstm_graphs(network, ports)
+        if fits_lstm_nodes(network)
+        else write_step_graphs(network, ports, Products())
+    )
     float_graph = folder / "onnx-fp32.onnx"
     onnx.save(float_graphs[0], float_graph)  # the stock tool reads it, wanted or not
     for variant in variants:
         target = folder / (f"{variant}.onnx" if variant.startswith("onnx") else f"{variant}.pt")
         step: Path | None = None
-        if variant in ("onnx-fp32", "onnx-int8-rowwise"):
-            graphs = float_graphs
-            if variant == "onnx-int8-rowwise":
-                graphs = write_rowwise_graphs(network, ports)
-            step = folder / f"{variant}.step.onnx"
-            onnx.save(graphs[0], target)
-            onnx.save(graphs[1], step)
-        elif variant == "onnx-int8":
-            write_stock_int8(float_graph, target)
-        else:
-            module = torchscript.LoweredModule(network, ports)
-            if variant == "torchscript-int8":
-                module = torchscript.quantize(module)
-            torchscript.save(torchscript.script(module, ports), target)
+        try:
+            if variant in ("onnx-fp32", "onnx-int8-rowwise"):
+                graphs = float_graphs
+                if variant == "onnx-int8-rowwise":
+                    graphs = write_rowwise_graphs(network, ports)
+                step = folder / f"{variant}.step.onnx"
+                onnx.save(graphs[0], target)
+                onnx.save(graphs[1], step)
+            elif variant == "onnx-int8":
+                write_stock_int8(float_graph, target)
+            else:
+                module = torchscript.lowered_module(network, ports)
+                if variant == "torchscript-int8":
+                    module = torchscript.quantize(module)
+                torchscript.save(torchscript.script(module, ports), target)
+        except NothingQuantizedError as error:
+            left_out[variant] = str(error)
+            continue
         written[variant] = (describe_file(target), describe_file(step) if step else None)
     if "onnx-fp32" not in variants:
         float_graph.unlink()
-    return written
+    if not written:
+        raise LoweringError("; ".join(f"{v}: {why}" for v, why in left_out.items()))
+    return written, left_out
+
+
+def _lowering(network: Network, module: str, left_out: Mapping[VariantName, str]) -> list[Lowering]:
+    """The road of every layer, and the variants that were not written."""
+    proof = f"equal to the traced step of {module} in float64 to 1e-10"
+    cells = [
+        Lowering(layer=c.name, road="lstm", why=f"an LSTM of {c.hidden_size} units, {proof}")
+        for c in network.cells
+    ]
+    ports = [
+        Lowering(
+            layer=f"state {port}",
+            road="general",
+            why=f"not carried by LSTM cells: its step is written operator by operator, {proof}",
+        )
+        for port in network.free
+    ]
+    gone = [Lowering(layer=v, road="not written", why=why) for v, why in left_out.items()]
+    return cells + ports + gone
 
 
 def _write_golden(folder: Path, golden: Golden, ports: Ports) -> None:
@@ -265,11 +306,19 @@ def _write_golden(folder: Path, golden: Golden, ports: Ports) -> None:
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / GOLDEN_FILE)
 
 
+def _default(asked: VariantName | None, files: Written) -> VariantName:
+    if asked is None:
+        return next(iter(files))
+    if asked not in files:
+        raise SourceError(f"the default variant `{asked}` is not among those written: {[*files]}")
+    return asked
+
+
 def _draft(
     source: Source,
     name: str,
     ports: Ports,
-    network: Network,
+    lowering: list[Lowering],
     reference: Reference,
     folder: Path,
     files: Mapping[VariantName, tuple[File, File | None]],
@@ -289,15 +338,7 @@ def _draft(
             for variant, (file, step) in files.items()
         },
         golden=describe_file(folder / GOLDEN_FILE),
-        lowering=[
-            Lowering(
-                layer=cell.name,
-                road="lstm",
-                why=f"recognised in the traced step of {type(source.module).__name__} "
-                f"({cell.hidden_size} units), equal to it in float64 to 1e-10",
-            )
-            for cell in network.cells
-        ],
+        lowering=lowering,
         provenance=Provenance(
             module=source.spec,
             call=reference.describe(),

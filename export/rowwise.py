@@ -1,39 +1,35 @@
-"""Row-isolated int8: the step graph in which no row's scale depends on another row.
+"""Row-isolated int8: products in which no row's scale depends on another row.
 
 An LSTM's h lies in (-1, 1), so its scale is the constant 1/127, whatever is in the batch (stock
-dynamic quantization takes one scale from the greatest value of the whole matrix). Weights are
-int8 with a scale per output column. x stays in float: it is unbounded, and mostly narrow.
+dynamic quantization takes one scale from the greatest value of the whole matrix). So does every
+value that is bounded by its mathematics. Weights are int8 with a scale per output column. x and
+whatever else has no bound stay in float.
 
 Weights are stored as uint8 with zero point 128: on x86 without VNNI the faster uint8 x int8
 kernels add pairs of products in saturating 16 bits, and were measured here to be off by 0.1.
-
-How it works: a step graph of plain operators; the chunk graph is a Scan over its body, so both
-give the same bits.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
+from export.errors import NothingQuantizedError
 from export.form import Affine, Root
-from export.network import LstmCell, Network
-from export.onnx_graph import (
-    MICROSOFT,
-    GraphBuilder,
-    flat_size,
-    join_pieces,
-    port_infos,
-    take_slice,
-)
+from export.graph_builder import MICROSOFT, GraphBuilder
+from export.network import Network
+from export.step_graph import OWN_H, Products, write_step_graphs
+from export.terms import Rows, Term, sizes, split
 from service.artifact import Ports
 
 Array = np.ndarray
 H_SCALE = 1 / 127  # h in [-1, 1] <-> uint8 1..255
 ZERO_POINT = 128
 WEIGHT_LEVELS = 127
-MIN_INT8_OUTPUTS = 32  # a narrower product is too small for int8 to gain anything
+MAX_MEAN_SOURCES = 8  # 256 corners
+ROUNDING = 1e-12
+MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anything
 
 
 def quantize_columns(matrix: Array) -> tuple[Array, Array]:
@@ -51,165 +47,143 @@ def quantize_columns(matrix: Array) -> tuple[Array, Array]:
 
 
 def write_rowwise_graphs(network: Network, ports: Ports) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The chunk graph and the step graph."""
-    return _chunk_graph(network, ports), _step_graph(network, ports)
+    """The chunk graph and the step graph.
 
-
-class _Body:
-    """One step on flat values: x (B, I), each state (B, n) -> y (B, O), each new state."""
-
-    def __init__(self, g: GraphBuilder, network: Network, bounded: set[str]) -> None:
-        self._g = g
-        self._network = network
-        self._bounded = bounded
-        self._quantized: dict[tuple[str, ...], str] = {}
-
-    def write(self, x: str, states: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-        g = self._g
-        values = {"x": x}
-        pieces: dict[tuple[str, int], str] = {}
-        for node in self._network.nodes:
-            if isinstance(node, Root):
-                arguments = [self._affine(arg, values) for arg in node.args]
-                values[node.name] = g.pointwise(node, arguments)
-                continue
-            h, c = self._cell(node, values, states)
-            values |= {f"{node.name}.h": h, f"{node.name}.c": c}
-            pieces[node.h.port, node.h.start] = h
-            pieces[node.c.port, node.c.start] = c
-        return self._affine(self._network.y, values), join_pieces(g, pieces, states)
-
-    def _cell(
-        self, cell: LstmCell, values: Mapping[str, str], states: Mapping[str, str]
-    ) -> tuple[str, str]:
-        g = self._g
-        sizes = self._network.states
-        h, c = (take_slice(g, s, states[s.port], sizes[s.port]) for s in (cell.h, cell.c))
-        blocks = {**cell.input.blocks, "h": cell.recurrent}
-        i, f, g_, o = np.split(np.arange(4 * cell.hidden_size), 4)
-        order = np.concatenate([i, f, o, g_])  # the three sigmoids side by side
-        gates = Affine({s: m[order] for s, m in blocks.items()}, cell.input.bias[order])
-        z = self._product(gates, {**values, "h": h}, self._bounded | {"h"})
-        size = cell.hidden_size
-        z_sigmoid, z_tanh = g.node("Split", [z, g.ints(3 * size, size)], outputs=2, axis=1)
-        sigmoids = g.one("Sigmoid", z_sigmoid)
-        i_, f_, o_ = g.node("Split", [sigmoids, g.ints(size, size, size)], outputs=3, axis=1)
-        candidate = g.one("Tanh", z_tanh)
-        new_c = g.one("Add", g.one("Mul", f_, c), g.one("Mul", i_, candidate))
-        return g.one("Mul", o_, g.one("Tanh", new_c)), new_c
-
-    def _affine(self, affine: Affine, values: Mapping[str, str]) -> str:
-        if affine.size < MIN_INT8_OUTPUTS:
-            return self._g.affine(affine, values)
-        return self._product(affine, values, self._bounded)
-
-    def _product(self, affine: Affine, values: Mapping[str, str], bounded: set[str]) -> str:
-        """The affine map: bounded sources in int8 by one product, the others in float."""
-        g = self._g
-        inside = [source for source in affine.blocks if source in bounded]
-        outside = {s: m for s, m in affine.blocks.items() if s not in bounded}
-        if not inside:
-            return g.affine(affine, values)
-        weight, scale = quantize_columns(
-            np.concatenate([affine.blocks[source] for source in inside], axis=1)
+    Raises:
+        NothingQuantizedError: no product has a bounded source and outputs enough.
+    """
+    chunk, step = write_step_graphs(network, ports, RowwiseProducts(network))
+    if not any(node.op_type == "MatMulIntegerToFloat" for node in step.graph.node):
+        raise NothingQuantizedError(
+            f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by "
+            "its mathematics"
         )
-        total = g.one(
-            "MatMulIntegerToFloat",
-            self._quantize([values[source] for source in inside]),
-            g.constant(weight, "weight_u8"),
-            g.constant(np.array(H_SCALE, np.float32), "h_scale"),
-            g.constant(scale, "weight_scale"),
-            g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
-            g.constant(np.full(affine.size, ZERO_POINT, np.uint8), "zero_points"),
-            g.constant(affine.bias.astype(np.float32), "bias"),
-            domain=MICROSOFT,
-        )
+    return chunk, step
+
+
+class RowwiseProducts(Products):
+    """Products of bounded sources in int8, the others in float."""
+
+    def __init__(self, network: Network) -> None:
+        self._bounded = bounded_sources(network) | {OWN_H}
+
+    def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str]) -> str:
+        width = sizes(affine)
+        parts = [self._rows(g, rows, values, width) for rows in split(affine)]
+        return parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=-1)
+
+    def _rows(
+        self, g: GraphBuilder, rows: Rows, values: Mapping[str, str], width: Mapping[str, int]
+    ) -> str:
+        inside = [t for t in rows.terms if t.matrix is not None and t.source in self._bounded]
+        if rows.size < MIN_INT8_OUTPUTS or not inside:
+            return g.rows(rows, values, width)
+        total = _product(g, inside, rows.bias, values)
+        outside = tuple(t for t in rows.terms if t not in inside)
         if outside:
-            rest = g.affine(Affine(outside, np.zeros(affine.size)), values)
+            rest = g.rows(Rows(outside, np.zeros(rows.size)), values, width)
             total = g.one("Add", total, rest)
         return total
 
-    def _quantize(self, names: list[str]) -> str:
-        g = self._g
-        whole = names[0] if len(names) == 1 else g.one("Concat", *names, axis=1)
-        key = tuple(names)
-        if key not in self._quantized:
-            self._quantized[key] = g.one(
-                "QuantizeLinear",
-                whole,
-                g.constant(np.array(H_SCALE, np.float32), "h_scale"),
-                g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
-            )
-        return self._quantized[key]
+
+def _product(g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mapping[str, str]) -> str:
+    """The sum of products of bounded sources, and the bias, as one int8 product."""
+    matrices = [term.matrix for term in terms if term.matrix is not None]
+    weight, scale = quantize_columns(np.concatenate(matrices, axis=1))
+    return g.one(
+        "MatMulIntegerToFloat",
+        _quantize(g, [values[term.source] for term in terms]),
+        g.constant(weight, "weight_u8"),
+        g.constant(np.array(H_SCALE, np.float32), "h_scale"),
+        g.constant(scale, "weight_scale"),
+        g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
+        g.constant(np.full(len(bias), ZERO_POINT, np.uint8), "zero_points"),
+        g.constant(bias.astype(np.float32), "bias"),
+        domain=MICROSOFT,
+    )
+
+
+def _quantize(g: GraphBuilder, names: list[str]) -> str:
+    whole = names[0] if len(names) == 1 else g.shared("Concat", *names, axis=1)
+    return g.shared(
+        "QuantizeLinear",
+        whole,
+        g.constant(np.array(H_SCALE, np.float32), "h_scale"),
+        g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
+    )
 
 
 def bounded_sources(network: Network) -> set[str]:
-    """The sources that lie in [-1, 1] whatever the input: every h, sigmoid and tanh."""
+    """The sources that lie in [-1, 1] whatever the input: every h, sigmoid, tanh, their products.
+
+    A state port that no cell carries is bounded when its new value is, starting from zero: picked
+    from bounded sources, or their mean weighted by a gate, as a GRU's h is.
+    """
     found = {f"{cell.name}.h" for cell in network.cells}
-    roots = (node for node in network.nodes if isinstance(node, Root))
-    return found | {root.name for root in roots if root.fn in ("sigmoid", "tanh")}
-
-
-def _step_graph(network: Network, ports: Ports) -> onnx.ModelProto:
-    g = GraphBuilder()
-    x = g.one("Reshape", "x", g.ints(-1, flat_size(ports.x, 2)))
-    flat = {
-        s.name: g.one("Reshape", s.input, g.ints(-1, network.states[s.name])) for s in ports.states
+    found |= {
+        port for port in network.states if port not in network.free and _only_h(network, port)
     }
-    y, new = _Body(g, network, bounded_sources(network)).write(x, flat)
-    g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
-    for s in ports.states:
-        g.name(g.one("Reshape", new[s.name], g.ints(-1, *(int(d) for d in s.shape[1:]))), s.output)
-    return g.model(*port_infos(ports, 1))
+    candidates = set(network.free)
+    while True:  # assume the candidates bounded, and drop those that this does not bear out
+        bounded = found | candidates
+        for node in network.nodes:
+            if isinstance(node, Root) and _bounded_root(node, bounded):
+                bounded.add(node.name)
+        kept = {p for p in candidates if _bounded_value(network, network.free[p], bounded)}
+        if kept == candidates:
+            return bounded
+        candidates = kept
 
 
-def _chunk_graph(network: Network, ports: Ports) -> onnx.ModelProto:
-    g = GraphBuilder()
-    body = _scan_body(g, network)
-    x = "x" if len(ports.x.shape) == 3 else g.one("Reshape", "x", g.ints(0, 0, network.x_size))
-    steps = g.one("Squeeze", g.one("Shape", "x", start=1, end=2), g.ints(0))
-    zero, one = (g.constant(np.array(n, np.int64), "int") for n in (0, 1))
-    times = g.one("Range", zero, steps, one)
-    flat = [g.one("Reshape", s.input, g.ints(-1, network.states[s.name])) for s in ports.states]
-    lengths = helper.make_node("Unsqueeze", ["lengths", g.ints(1)], ["lengths_column"])
-    g.nodes.append(lengths)
-    *new, y = g.node(
-        "Scan",
-        [*flat, times, x],
-        outputs=len(flat) + 1,
-        body=body,
-        num_scan_inputs=2,
-        scan_input_axes=[0, 1],
-        scan_output_axes=[1],
-    )
-    if len(ports.y.shape) != 3:
-        y = g.one("Reshape", y, g.ints(0, 0, *(int(d) for d in ports.y.shape[2:])))
-    g.name(y, "y")
-    for s, value in zip(ports.states, new, strict=True):
-        g.name(g.one("Reshape", value, g.ints(-1, *(int(d) for d in s.shape[1:]))), s.output)
-    return g.model(*port_infos(ports, "T"))
+def _only_h(network: Network, port: str) -> bool:
+    return all(cell.c.port != port for cell in network.cells)
 
 
-def _scan_body(g: GraphBuilder, network: Network) -> onnx.GraphProto:
-    """One step of the Scan: states, t, x_t -> states', y_t; rows past their length stand still."""
-    outer, g.nodes = g.nodes, []
-    states = {port: f"{port}_in" for port in network.states}
-    y, new = _Body(g, network, bounded_sources(network)).write("x_t", states)
-    live = g.one("Less", "t", "lengths_column")  # (B, 1)
-    for port in states:
-        g.nodes.append(helper.make_node("Where", [live, new[port], states[port]], [f"{port}_out"]))
-    nothing = g.constant(np.zeros((), np.float32), "zero")
-    g.nodes.append(helper.make_node("Where", [live, y, nothing], ["y_t"]))
-    nodes, g.nodes = g.nodes, outer
+def _bounded_root(root: Root, bounded: set[str]) -> bool:
+    if root.fn in ("sigmoid", "tanh"):
+        return True
+    return root.fn == "mul" and all(_picked(arg) <= bounded and _picked(arg) for arg in root.args)
 
-    def info(name: str, size: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", size])
 
-    sizes = network.states
-    inputs = [info(f"{port}_in", sizes[port]) for port in states]
-    inputs += [
-        helper.make_tensor_value_info("t", TensorProto.INT64, []),
-        info("x_t", network.x_size),
-    ]
-    outputs = [info(f"{port}_out", sizes[port]) for port in states] + [info("y_t", network.y.size)]
-    return helper.make_graph(nodes, "step", inputs, outputs)
+def _picked(affine: Affine) -> set[str]:
+    """The sources of an affine value each element of which is one source's element; else none."""
+    if affine.bias.any() or not affine.blocks:
+        return set()
+    count = sum((matrix != 0).sum(axis=1) for matrix in affine.blocks.values())
+    ones = all(np.isin(matrix, (0.0, 1.0)).all() for matrix in affine.blocks.values())
+    return set(affine.blocks) if ones and (count == 1).all() else set()
+
+
+def _bounded_value(network: Network, affine: Affine, bounded: set[str]) -> bool:
+    picked = _picked(affine)
+    return (bool(picked) and picked <= bounded) or _is_mean(network, affine, bounded)
+
+
+def _is_mean(network: Network, affine: Affine, bounded: set[str]) -> bool:
+    """Whether products and bounded sources make up a value in [-1, 1], as gated means do.
+
+    Every element must look at one element of each source at most, and be affine in each: then its
+    extremes are at the corners, and all corners are tried.
+    """
+    roots = {node.name: node for node in network.nodes if isinstance(node, Root)}
+    muls = [roots[s] for s in affine.blocks if s in roots and roots[s].fn == "mul"]
+    parts = [affine, *(arg for mul in muls for arg in mul.args)]
+    if not all(_one_of_each(part) for part in parts):
+        return False
+    if any(set(mul.args[0].blocks) & set(mul.args[1].blocks) for mul in muls):
+        return False
+    names = {mul.name for mul in muls}
+    sizes = {s: m.shape[1] for part in parts for s, m in part.blocks.items() if s not in names}
+    if not set(sizes) <= bounded or len(sizes) > MAX_MEAN_SOURCES:
+        return False
+    gates = {s for s in sizes if s in roots and roots[s].fn == "sigmoid"}
+    for corner in itertools.product(*([0.0, 1.0] if s in gates else [-1.0, 1.0] for s in sizes)):
+        values = {s: np.full((1, sizes[s]), v) for s, v in zip(sizes, corner, strict=True)}
+        values |= {mul.name: mul.args[0](values) * mul.args[1](values) for mul in muls}
+        if np.abs(affine(values)).max() > 1 + ROUNDING:
+            return False
+    return True
+
+
+def _one_of_each(affine: Affine) -> bool:
+    return all(((m != 0).sum(axis=1) <= 1).all() for m in affine.blocks.values())

@@ -8,9 +8,10 @@ and nothing else: a cell written by hand with plain parameters it leaves as it i
 """
 
 import io
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,11 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.errors import LoweringError, NothingQuantizedError
 from export.form import Affine, Root
+from export.lstm_graph import fits_lstm_nodes
 from export.network import LstmCell, Network, StateSlice
+from export.step_graph import OWN_H
+from export.terms import Rows, split
 from service.artifact import Ports
 
 TRACE_BATCH, TRACE_STEPS = 2, 3
+MANGLED = re.compile(rb"___torch_mangle_\d+")
 SERIALIZATION_ID = ".data/serialization_id"  # a hash over the records, those left out too
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -32,108 +38,255 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class LoweredModule(nn.Module):
-    """A network as torch layers: forward(x (B, T, ...), *states (B, ...)) -> (y, *states')."""
+class Layers(nn.Module):
+    """The affine maps of a network: `nn.Linear` for products, slices for what is only picked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleDict()
+        self._parts: dict[str, list[tuple[Rows, str]]] = {}
+
+    def add(self, name: str, affine: Affine) -> None:
+        self._parts[name] = []
+        for k, rows in enumerate(split(affine)):
+            matrices = [term.matrix for term in rows.terms if term.matrix is not None]
+            key = f"{name}_{k}" if matrices else ""
+            if matrices:
+                self.linears[key] = _linear(np.concatenate(matrices, axis=1), rows.bias)
+            elif rows.bias.any() or not rows.terms:
+                self.register_buffer(f"{name}_{k}", torch.tensor(rows.bias, dtype=torch.float32))
+            self._parts[name].append((rows, key))
+
+    def apply_to(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
+        """The affine map `name` of (..., F) values."""
+        parts = [
+            self._rows(rows, key, f"{name}_{k}", values)
+            for k, (rows, key) in enumerate(self._parts[name])
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _rows(self, rows: Rows, key: str, bias: str, values: Mapping[str, Tensor]) -> Tensor:
+        total: Tensor | None = None
+        if key:
+            mixed = [values[t.source] for t in rows.terms if t.matrix is not None]
+            total = self.linears[key](torch.cat(mixed, dim=-1))
+        elif bias in self._buffers:
+            total = self.get_buffer(bias)
+        for term in rows.terms:
+            if term.matrix is None:
+                value = term.sign * values[term.source][..., term.start : term.stop]
+                total = value if total is None else total + value
+        if total is None:
+            raise ValueError("an affine map without terms has its bias")
+        return total
+
+
+class LoweredSequence(nn.Module):
+    """A network that is all LSTM, as `nn.LSTM` layers over whole chunks.
+
+    forward(x (B, T, ...), *states (B, ...)) -> (y, *states').
+    """
 
     def __init__(self, network: Network, ports: Ports) -> None:
         super().__init__()
         self._network = network
         self._ports = ports
-        self.layers = nn.ModuleDict()
+        self.layers = Layers()
+        self.lstms = nn.ModuleDict()
         for node in network.nodes:
             if isinstance(node, LstmCell):
-                self.layers[node.name] = _lstm(node)
+                self.lstms[node.name] = _lstm(node)
             else:
                 for k, arg in enumerate(node.args):
-                    self._add_affine(f"{node.name}_{k}", arg)
-        self._add_affine("y", network.y)
-
-    def _add_affine(self, name: str, affine: Affine) -> None:
-        matrix = np.concatenate(list(affine.blocks.values()), axis=1)
-        linear = nn.Linear(matrix.shape[1], matrix.shape[0])
-        _copy(linear.weight, matrix)
-        _copy(linear.bias, affine.bias)
-        self.layers[name] = linear
+                    self.layers.add(f"{node.name}_{k}", arg)
+        self.layers.add("y", network.y)
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         batch, steps = x.shape[0], x.shape[1]
-        flat = {
-            port.name: state.reshape(batch, -1)
-            for port, state in zip(self._ports.states, states, strict=True)
-        }
+        flat = _flatten(self._ports, states)
         values = {"x": x.reshape(batch, steps, -1)}
         pieces: dict[tuple[str, int], Tensor] = {}
         for node in self._network.nodes:
             if isinstance(node, LstmCell):
                 start = tuple(_take(flat, s).unsqueeze(0) for s in (node.h, node.c))
-                source = self._gather(node.input, values)
-                values[f"{node.name}.h"], (h, c) = self.layers[node.name](source, start)
+                source = torch.cat([values[name] for name in node.input.blocks], dim=-1)
+                values[f"{node.name}.h"], (h, c) = self.lstms[node.name](source, start)
                 pieces[node.h.port, node.h.start] = h[0]
                 pieces[node.c.port, node.c.start] = c[0]
             else:
-                values[node.name] = self._pointwise(node, values)
-        y = self.layers["y"](self._gather(self._network.y, values))
-        new = []
-        for port in self._ports.states:
-            whole = torch.cat([pieces[key] for key in sorted(pieces) if key[0] == port.name], 1)
-            new.append(whole.reshape(batch, *(int(d) for d in port.shape[1:])))
-        return y.reshape(batch, steps, *(int(d) for d in self._ports.y.shape[2:])), *new
-
-    def _pointwise(self, root: Root, values: Mapping[str, Tensor]) -> Tensor:
-        arguments = [
-            self.layers[f"{root.name}_{k}"](self._gather(arg, values))
-            for k, arg in enumerate(root.args)
-        ]
-        return FUNCTIONS[root.fn](*arguments)
-
-    @staticmethod
-    def _gather(affine: Affine, values: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([values[source] for source in affine.blocks], dim=-1)
+                values[node.name] = _pointwise(self.layers, node, values)
+        y = self.layers.apply_to("y", values)
+        y = y.reshape(batch, steps, *(int(d) for d in self._ports.y.shape[2:]))
+        return y, *_unflatten(self._ports, _join(pieces, flat), batch)
 
 
-def script(module: LoweredModule, ports: Ports) -> torch.jit.ScriptModule:
-    """The module as TorchScript, of any batch and number of steps."""
-    x = torch.zeros(TRACE_BATCH, TRACE_STEPS, *(int(d) for d in ports.x.shape[2:]))
+class LoweredStep(nn.Module):
+    """Any network, one step: forward(x (B, ...), *states (B, ...)) -> (y (B, ...), *states')."""
+
+    def __init__(self, network: Network, ports: Ports) -> None:
+        super().__init__()
+        self._network = network
+        self._ports = ports
+        self.layers = Layers()
+        for node in network.nodes:
+            if isinstance(node, LstmCell):
+                gates = {**node.input.blocks, OWN_H: node.recurrent}
+                self.layers.add(node.name, Affine(gates, node.input.bias))
+            else:
+                for k, arg in enumerate(node.args):
+                    self.layers.add(f"{node.name}_{k}", arg)
+        for port, affine in network.free.items():
+            self.layers.add(f"new_{port}", affine)
+        self.layers.add("y", network.y)
+
+    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        batch = x.shape[0]
+        flat = _flatten(self._ports, states)
+        values = {"x": x.reshape(batch, -1), **flat}
+        pieces: dict[tuple[str, int], Tensor] = {}
+        for node in self._network.nodes:
+            if isinstance(node, Root):
+                values[node.name] = _pointwise(self.layers, node, values)
+                continue
+            h, c = (_take(flat, s) for s in (node.h, node.c))
+            i, f, g, o = self.layers.apply_to(node.name, {**values, OWN_H: h}).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            values |= {f"{node.name}.h": h, f"{node.name}.c": c}
+            pieces[node.h.port, node.h.start] = h
+            pieces[node.c.port, node.c.start] = c
+        new = _join(pieces, flat)
+        for port in self._network.free:
+            new[port] = self.layers.apply_to(f"new_{port}", values)
+        y = self.layers.apply_to("y", values)
+        y = y.reshape(batch, *(int(d) for d in self._ports.y.shape[2:]))
+        return y, *_unflatten(self._ports, new, batch)
+
+
+Lowered = LoweredSequence | LoweredStep
+
+
+def lowered_module(network: Network, ports: Ports) -> Lowered:
+    """The network as torch layers: whole chunks where it is all LSTM, else step by step."""
+    if fits_lstm_nodes(network):
+        return LoweredSequence(network, ports)
+    return LoweredStep(network, ports)
+
+
+def script(module: Lowered, ports: Ports) -> torch.jit.ScriptModule:
+    """TorchScript of `forward(x (B, T, ...), *states) -> (y, *states')`, of any B and T."""
+    steps = () if isinstance(module, LoweredStep) else (TRACE_STEPS,)
+    x = torch.zeros(TRACE_BATCH, *steps, *(int(d) for d in ports.x.shape[2:]))
     states = [torch.zeros(TRACE_BATCH, *(int(d) for d in s.shape[1:])) for s in ports.states]
     with _quiet(), torch.no_grad():
-        # Else the names of a second trace in this process are mangled, and its bytes differ.
+        # Else a second trace in this process has all its names mangled.
         torch._C._jit_clear_class_registry()
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
             module.eval(), (x, *states)
         )
-        return traced
+        return _loop(traced, len(states)) if isinstance(module, LoweredStep) else traced
 
 
-def quantize(module: LoweredModule) -> LoweredModule:
+def _loop(step: torch.jit.ScriptModule, count: int) -> torch.jit.ScriptModule:
+    """A module that runs the traced step over axis 1 of x."""
+    loop = _Loop(step)
+    states = [f"s{k}" for k in range(count)]
+    names = ", ".join(states)
+    loop.define(
+        f"def forward(self, x: Tensor, {', '.join(f'{s}: Tensor' for s in states)}):\n"
+        "    ys = []\n"
+        "    for t in range(x.size(1)):\n"
+        f"        y, {names} = self.step(x[:, t], {names})\n"
+        "        ys.append(y)\n"
+        f"    return torch.stack(ys, 1), {names}\n"
+    )
+    return loop
+
+
+class _Loop(torch.jit.ScriptModule):
+    def __init__(self, step: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.step = step
+
+
+def quantize(module: Lowered) -> Lowered:
     """Dynamic int8 by torch's own `quantize_dynamic`: a copy in which every layer is quantized.
 
     Raises:
-        RuntimeError: a layer was left in float, which would be a bug of ours.
+        NothingQuantizedError: there is no layer to quantize.
     """
     with _quiet():
-        quantized: LoweredModule = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        quantized: Lowered = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             module.eval(), {nn.LSTM, nn.Linear}, dtype=torch.qint8
         )
-    left = [name for name, layer in quantized.layers.items() if type(layer) in (nn.LSTM, nn.Linear)]
+    left = [name for name, m in quantized.named_modules() if type(m) in (nn.LSTM, nn.Linear)]
     if left:
-        raise RuntimeError(f"quantize_dynamic left {left} in float")
+        raise LoweringError(f"torch's quantize_dynamic left {left} in float")
+    if not any(type(m) in (nn.LSTM, nn.Linear) for m in module.modules()):
+        raise NothingQuantizedError("there is no product of matrices")
     return quantized
 
 
 def save(scripted: torch.jit.ScriptModule, path: Path) -> None:
-    """Write the module, without the source locations that torch adds.
+    """Write the module so that the same module gives the same bytes, in any process and folder.
 
-    They hold this machine's paths and the caller's stack, so that the same module would give other
-    bytes elsewhere; they serve tracebacks only.
+    Left out are the source locations that torch adds: they hold this machine's paths and the
+    caller's stack, and serve tracebacks only. The numbers that tell classes of one name apart
+    count what the process has scripted before; here they count from 0.
     """
     buffer = io.BytesIO()
     with _quiet():
         torch.jit.save(scripted, buffer)
+    numbers: dict[bytes, bytes] = {}
+
+    def renumber(match: re.Match[bytes]) -> bytes:
+        return numbers.setdefault(match[0], b"___torch_mangle_%d" % len(numbers))
+
     with zipfile.ZipFile(buffer) as full, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
         for name in full.namelist():
             _, _, inner = name.partition("/")
-            if not inner.endswith(".debug_pkl") and inner != SERIALIZATION_ID:
-                kept.writestr(zipfile.ZipInfo(f"{path.stem}/{inner}"), full.read(name))
+            if inner.endswith(".debug_pkl") or inner == SERIALIZATION_ID:
+                continue
+            content = full.read(name)
+            if inner.endswith((".py", ".pkl")):
+                content = MANGLED.sub(renumber, content)
+                inner = MANGLED.sub(renumber, inner.encode()).decode()
+            kept.writestr(zipfile.ZipInfo(f"{path.stem}/{inner}"), content)
+
+
+def _flatten(ports: Ports, states: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {
+        port.name: state.reshape(state.shape[0], -1)
+        for port, state in zip(ports.states, states, strict=True)
+    }
+
+
+def _unflatten(ports: Ports, flat: Mapping[str, Tensor], batch: int) -> list[Tensor]:
+    return [
+        flat[port.name].reshape(batch, *(int(d) for d in port.shape[1:])) for port in ports.states
+    ]
+
+
+def _join(pieces: Mapping[tuple[str, int], Tensor], ports: Iterable[str]) -> dict[str, Tensor]:
+    """Each port's flat state from what its cells left at their places."""
+    joined = {}
+    for port in ports:
+        parts = [pieces[key] for key in sorted(pieces) if key[0] == port]
+        if parts:
+            joined[port] = torch.cat(parts, dim=1)
+    return joined
+
+
+def _pointwise(layers: Layers, root: Root, values: Mapping[str, Tensor]) -> Tensor:
+    arguments = [layers.apply_to(f"{root.name}_{k}", values) for k in range(len(root.args))]
+    return FUNCTIONS[root.fn](*arguments)
+
+
+def _linear(matrix: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    linear = nn.Linear(matrix.shape[1], matrix.shape[0])
+    _copy(linear.weight, matrix)
+    _copy(linear.bias, bias)
+    return linear
 
 
 def _lstm(cell: LstmCell) -> nn.LSTM:

@@ -322,8 +322,12 @@ class Artifact:
 
 
 def find_artifacts(root: Path) -> list[Path]:
-    """Every NAME/VERSION/ directory under `root` that holds a manifest, sorted by path."""
-    return sorted(found.parent for found in root.glob(f"*/*/{MANIFEST}"))
+    """Every NAME/VERSION/ directory under `root` that holds a manifest, sorted by path.
+
+    Hidden ones do not count: an export that was killed may have left its working folder.
+    """
+    found = (path.parent for path in root.glob(f"*/*/{MANIFEST}"))
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -102,6 +102,52 @@ class Functional(nn.Module):
 ALL = (FourMatrices, Chunked, LinearPairs, OneSigmoid, Functional)
 
 
+class CatGRU(nn.Module):
+    """The GRU of the paper (Cho et al. 2014): the reset gate before the matrix product."""
+
+    def __init__(self, hidden: int = 24) -> None:
+        super().__init__()
+        self.r = nn.Linear(INPUT + hidden, hidden)
+        self.z = nn.Linear(INPUT + hidden, hidden)
+        self.n = nn.Linear(INPUT + hidden, hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        hx = torch.cat([h, x], dim=1)
+        r, z = torch.sigmoid(self.r(hx)), torch.sigmoid(self.z(hx))
+        candidate = torch.tanh(self.n(torch.cat([r * h, x], dim=1)))
+        return (1 - z) * h + z * candidate
+
+
+class Peephole(nn.Module):
+    """An LSTM whose gates also look at c (Gers & Schmidhuber 2000)."""
+
+    def __init__(self, hidden: int = 24) -> None:
+        super().__init__()
+        self.z = nn.Linear(INPUT + hidden, 4 * hidden)
+        self.p = nn.Parameter(torch.randn(3, hidden) * 0.3)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = self.z(torch.cat([x, h], dim=1)).chunk(4, 1)
+        new = torch.sigmoid(f + self.p[0] * c) * c + torch.sigmoid(i + self.p[1] * c) * g.tanh()
+        return torch.sigmoid(o + self.p[2] * new) * new.tanh(), new
+
+
+class Coupled(nn.Module):
+    """An LSTM whose input gate is 1 - f (Greff et al. 2015)."""
+
+    def __init__(self, hidden: int = 24) -> None:
+        super().__init__()
+        self.z = nn.Linear(INPUT + hidden, 3 * hidden)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        f, g, o = self.z(torch.cat([x, h], dim=1)).chunk(3, 1)
+        f = f.sigmoid()
+        c = f * c + (1 - f) * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+
 class MinimalGated(nn.Module):
     """Another function: one gate (Zhou et al. 2016). No LSTM operator computes it."""
 
@@ -126,3 +172,6 @@ class AlmostLSTM(nn.Module):
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         h, c = self.inner(x, state)
         return h * h, c
+
+
+OTHERS = (CatGRU, Peephole, Coupled, MinimalGated, AlmostLSTM)

@@ -127,6 +127,45 @@ def test_a_short_example_is_cycled_and_the_report_says_so(exported: Exported) ->
     assert "was cycled" in (exported.artifact.path / "parity.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # torch's, of oneDNN
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.GRU(1, 24, 2, batch_first=True),
+        nn.RNN(1, 24, batch_first=True),
+        nn.LSTM(1, 24, proj_size=8, batch_first=True),
+    ],
+    ids=["gru", "rnn", "projected"],
+)
+def test_another_recurrence_has_all_five_variants_too(module: nn.Module, tmp_path: Path) -> None:
+    """Each proven; rowwise int8 holds int8 products, and is isolated."""
+    torch.manual_seed(0)
+    plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline(x=SCALING))
+    artifact = export(plain, "small", tmp_path).artifact
+    manifest = artifact.manifest
+    assert tuple(manifest.variants) == ALL_VARIANTS
+    assert all(p.passed for v in manifest.variants.values() for p in v.parity)
+    assert {entry.road for entry in manifest.lowering} == {"general"}
+    rowwise_variant = artifact.variant("onnx-int8-rowwise")
+    assert rowwise_variant.isolated
+    assert rowwise_variant.step is not None
+    graph = onnx.load(artifact.path / rowwise_variant.step.file).graph
+    assert "MatMulIntegerToFloat" in {node.op_type for node in graph.node}
+
+
+def test_an_int8_variant_without_int8_is_not_written(tmp_path: Path) -> None:
+    """A relu RNN has no bounded value: no rowwise file, and the manifest says why."""
+    torch.manual_seed(0)
+    module = nn.RNN(1, 24, nonlinearity="relu", batch_first=True).eval()
+    plain = Source("x:y", module, "0" * 64, example(), Pipeline(x=SCALING))
+    manifest = export(plain, "small", tmp_path).artifact.manifest
+    assert "onnx-int8-rowwise" not in manifest.variants
+    assert "onnx-int8" in manifest.variants
+    (entry,) = [e for e in manifest.lowering if e.road == "not written"]
+    assert entry.layer == "onnx-int8-rowwise"
+    assert "bounded by its mathematics" in entry.why
+
+
 def test_a_variant_that_drifts_is_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.call import parse_call
 from export.errors import LoweringError
 from export.form import read_form
-from export.network import LstmCell, Network, lower
-from export.reference import Reference, find_reference
+from export.network import LstmCell, Network
+from export.recognise import lower
+from export.reference import Reference, StateSpec, find_reference
 from export.trace import trace_step
 from models.networks import CellForecaster, LSTMForecaster
 from tests.export import spellings
@@ -22,6 +24,18 @@ def lowered(module: nn.Module, notation: str | None = None) -> tuple[Reference, 
     return reference, lower(read_form(trace), trace)
 
 
+def assert_same(reference: Reference, network: Network) -> None:
+    """The module's own answers over 30 steps, and its final states, to 1e-6."""
+    with torch.no_grad():
+        wanted, state = reference.run(X, reference.zeros(1))
+    ours = {name: np.zeros((1, size)) for name, size in network.states.items()}
+    for t in range(X.shape[1]):
+        y, ours = network.step(X[:, t].double().numpy(), ours)
+        np.testing.assert_allclose(y, wanted[:, t], atol=1e-6)
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, state[name].reshape(1, -1), atol=1e-6)
+
+
 @pytest.mark.parametrize("spelling", spellings.ALL)
 def test_every_spelling_is_one_lstm_cell(spelling: type[nn.Module]) -> None:
     """One cell, no other node, and the module's own answers over 30 steps to 1e-6."""
@@ -30,13 +44,7 @@ def test_every_spelling_is_one_lstm_cell(spelling: type[nn.Module]) -> None:
     (cell,) = network.nodes
     assert isinstance(cell, LstmCell)
     assert cell.hidden_size == spellings.HIDDEN
-    with torch.no_grad():
-        wanted, state = reference.run(X, reference.zeros(1))
-    ours = {name: np.zeros((1, size)) for name, size in network.states.items()}
-    for t in range(X.shape[1]):
-        y, ours = network.step(X[:, t].double().numpy(), ours)
-        np.testing.assert_allclose(y, wanted[:, t], atol=1e-6)
-    np.testing.assert_allclose(ours["c"], state["c"], atol=1e-6)
+    assert_same(reference, network)
 
 
 def test_the_matrices_are_read_off_exactly() -> None:
@@ -86,11 +94,40 @@ def test_what_stands_around_a_cell_is_kept() -> None:
     assert network.cells[0].input.blocks["x"].shape == (20, 3)
 
 
-@pytest.mark.parametrize("spelling", [spellings.MinimalGated, spellings.AlmostLSTM])
-def test_another_function_is_not_taken_for_an_lstm(spelling: type[nn.Module]) -> None:
-    """What is no LSTM is refused with the state that nobody carries, never approximated."""
-    with pytest.raises(LoweringError, match=r"state `[hc]`"):
-        lowered(spelling())
+@pytest.mark.parametrize("spelling", spellings.OTHERS)
+def test_another_function_goes_the_general_road(spelling: type[nn.Module]) -> None:
+    """What is no LSTM is taken for none: its state is carried by its own operators, exactly."""
+    torch.manual_seed(0)
+    reference, network = lowered(spelling())
+    assert not network.cells
+    assert set(network.free) == {spec.name for spec in reference.states}
+    assert_same(reference, network)
+
+
+def test_layers_of_two_kinds_share_no_road() -> None:
+    """An nn.LSTM layer on its own ports is a cell even beside a GRU."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTMCell(3, 5)
+            self.gru = nn.GRUCell(5, 4)
+
+        def forward(self, x: Tensor, h: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+            h, c = self.lstm(x, (h, c))
+            s = self.gru(h, s)
+            return s, h, c, s
+
+    torch.manual_seed(0)
+    module = Both().eval()
+    shapes = {"h": 5, "c": 5, "s": 4}
+    specs = tuple(StateSpec(name, (size,), 0) for name, size in shapes.items())
+    reference = Reference(module, parse_call("x, h, c, s -> y, h, c, s"), 1, specs)
+    trace = trace_step(reference, X)
+    network = lower(read_form(trace), trace)
+    assert [cell.h.port for cell in network.cells] == ["h"]
+    assert set(network.free) == {"s"}
+    assert_same(reference, network)
 
 
 def test_rows_that_meet_are_refused() -> None:
