@@ -104,7 +104,7 @@ def char_rnn() -> CharRNN:
 
 def anomaly_detector() -> AnomalyDetector:
     """A day of hourly temperature through a narrow place, and back."""
-    return AnomalyDetector(input_size=1, hidden_size=16)
+    return AnomalyDetector(input_size=1, hidden_size=24)
 
 
 def stock_predictor() -> StockPredictor:
@@ -146,10 +146,10 @@ RANGE = WindowForecasting(stock, window=30, target=daily_range, long_window=300,
 # 48 hours: two days are enough to see what is the day's course and what is the weather's.
 NEXT_HOUR = WindowForecasting(temperature, window=48, level_jitter=0.6)
 NEXT_HOUR_STREAM = WindowForecasting(temperature, window=48, long_window=480, level_jitter=0.6)
-NEXT_DAY = WindowForecasting(temperature, window=48, horizon=24, level_jitter=0.6)
+NEXT_DAY = WindowForecasting(temperature, window=48, horizon=24, long_window=480, level_jitter=0.6)
 SHAPE = Classification(shapes, window=48)
 TEXT = Language(python_topics, steps=64)
-FAULTS = AnomalyDetection(faulty_temperature, window=24, level_jitter=0.6)
+FAULTS = AnomalyDetection(faulty_temperature, window=24, level_jitter=0.3)
 
 ENTRIES = (
     Entry(
@@ -220,7 +220,7 @@ ENTRIES = (
         description="encoder and decoder nn.LSTM find faults in temperature",
         factory=anomaly_detector,
         task=FAULTS,
-        settings=Settings(epochs=60, batches=60, batch_size=64, learning_rate=5e-3),
+        settings=Settings(epochs=80, batches=60, batch_size=64, learning_rate=5e-3),
     ),
     Entry(
         name="stock-predictor",

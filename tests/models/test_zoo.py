@@ -112,7 +112,7 @@ def test_models_with_states_take_them_and_give_them(name: str) -> None:
         ("series-stack", {"cells": (4224 + 8192, 256), "head": (32, 1)}),
         ("bidirectional", {"lstm": (2 * 4224, 512), "fc": (256, 4)}),
         ("stock-predictor", {"lstm": (4736 + 8192, 512), "fc": (32, 1)}),
-        ("anomaly-detector", {"encoder": (1088, 128), "decoder": (2048, 128), "fc": (16, 1)}),
+        ("anomaly-detector", {"encoder": (2400, 192), "decoder": (4608, 192), "fc": (24, 1)}),
         ("attention-lstm", {"lstm": (9408, 384), "attention": (48, 1), "fc": (48, 1)}),
         ("norm-lstm", {"lstm": (9408, 384), "bn": (0, 96), "fc": (48, 1)}),
     ],
