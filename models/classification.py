@@ -95,7 +95,7 @@ class Classification:
             chosen = model(torch.from_numpy(np.ascontiguousarray(x))).argmax(dim=1).numpy()
         return [
             Score(
-                name="class of the window's middle",
+                name="wrong class",
                 unit="%",
                 model=error_rate(chosen, labels),
                 naive={

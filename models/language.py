@@ -70,7 +70,7 @@ class Language:
         train, holdout, size = self.text.train, self.text.holdout, len(self.text.vocabulary)
         return [
             Score(
-                name="next character",
+                name="perplexity",
                 unit="characters",
                 model=math.exp(stream_cross_entropy(model, holdout)),
                 naive={
