@@ -133,7 +133,7 @@ def test_a_short_example_is_cycled_and_the_report_says_so(exported: Exported) ->
     [
         nn.GRU(1, 24, 2, batch_first=True),
         nn.RNN(1, 24, batch_first=True),
-        nn.LSTM(1, 24, proj_size=8, batch_first=True),
+        nn.LSTM(1, 24, proj_size=16, batch_first=True),
     ],
     ids=["gru", "rnn", "projected"],
 )
