@@ -2,7 +2,7 @@
 
 Imports run left to right only (`service` stands for its artifact, pipeline and runtime):
 
-errors <- source, call <- reference <- trace <- form <- terms, network <- recognise
+errors <- source, call, lift <- reference <- trace <- form <- terms, network <- recognise
     <- graph_builder <- lstm_graph, step_graph <- rowwise, stock, torchscript
     <- parity, isolation <- report <- exporter, publish <- __main__
 """

@@ -4,9 +4,10 @@
     items  := item ("," item)*
     item   := NAME ["=None"] | "(" items ")" ["=None"]
 
-`x` is one step's input, `X` a sequence's; `y` and `Y` likewise the output. Every other name is a
-state, and stands on both sides. Parentheses are tuples or lists. `=None` says that the module
-starts its state itself when it is given None. Without a y, the first state is the output.
+`x` is one step's input, `X` a sequence's; `y` and `Y` likewise the output, and `X -> y` gives the
+output of the last step alone. Every other name is a state, and stands on both sides. Parentheses
+are tuples or lists. `=None` says that the module starts its state itself when it is given None.
+Without a y, the first state is the output.
 """
 
 import re
@@ -38,6 +39,11 @@ class Call:
     def states(self) -> tuple[str, ...]:
         """The states' names, in the order of the arguments."""
         return tuple(n for n in leaves(self.arguments) if n not in INPUTS)
+
+    @property
+    def is_last_only(self) -> bool:
+        """The module takes a sequence and gives the output of its last step."""
+        return self.is_sequence and self.output != "Y"
 
     @property
     def output(self) -> str:
@@ -79,8 +85,8 @@ def _check(call: Call) -> None:
             f"`{call.text}` takes the states {sorted(given)} and returns {sorted(returned)}; "
             "name each state once on both sides"
         )
-    if call.is_sequence and call.output != "Y":
-        raise CallError(f"`{call.text}` takes a sequence X; name its output sequence Y")
+    if call.is_sequence and call.output not in OUTPUTS:
+        raise CallError(f"`{call.text}` takes a sequence X; name its output Y, or y if it is one")
 
 
 class _Parser:

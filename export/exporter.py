@@ -34,7 +34,7 @@ from export.parity import Gate, Measured
 from export.recognise import lower
 from export.reference import Reference, find_reference
 from export.report import write_report
-from export.rowwise import write_rowwise_graphs
+from export.rowwise import bounded_sources, write_rowwise_graphs
 from export.source import Source
 from export.step_graph import Products, write_step_graphs
 from export.stock import write_stock_int8
@@ -105,15 +105,15 @@ def export(
     progress("calling the module")
     x = model_input(source)
     reference = find_reference(source.module, torch.from_numpy(x[:, :64]), notation)
+    progress("running the reference")
+    ports = _ports(reference, x)
+    _check_pipeline(source, ports)
+    gate = Gate(reference, x, ports, source.pipeline)
+    gate.check_causal()
     progress("lowering")
     trace = trace_step(reference, torch.from_numpy(x))
     network = lower(read_form(trace), trace)
-    ports = _ports(reference, network, x, trace.y_shape)
-    _check_pipeline(source, ports)
-    progress("running the reference")
-    gate = Gate(reference, x, ports, source.pipeline)
-    gate.check_causal()
-    ports = _with_ranges(ports, gate)
+    ports = _with_ranges(ports, network, gate)
     with _staging(out / name) as folder:
         progress("writing the graphs")
         files, left_out = _write_variants(folder, network, ports, variants)
@@ -158,11 +158,12 @@ def model_input(source: Source) -> Array:
     return x
 
 
-def _ports(reference: Reference, network: Network, x: Array, y_shape: tuple[int, ...]) -> Ports:
-    bounded = {cell.h.port for cell in network.cells} - {cell.c.port for cell in network.cells}
+def _ports(reference: Reference, x: Array) -> Ports:
+    with torch.no_grad():
+        y, _ = reference.run(torch.from_numpy(x[:1, :1]), reference.zeros(1))
     return Ports(
         x=Port(dtype="float32", shape=["B", "T", *x.shape[2:]]),
-        y=Port(dtype="float32", shape=["B", "T", *y_shape]),
+        y=Port(dtype="float32", shape=["B", "T", *y.shape[2:]]),
         states=[
             StatePort(
                 name=s.name,
@@ -170,7 +171,6 @@ def _ports(reference: Reference, network: Network, x: Array, y_shape: tuple[int,
                 output=f"{s.name}_n",
                 dtype="float32",
                 shape=["B", *s.shape],
-                bound=1.0 if s.name in bounded else None,
             )
             for s in reference.states
         ],
@@ -190,17 +190,23 @@ def _check_pipeline(source: Source, ports: Ports) -> None:
             )
 
 
-def _with_ranges(ports: Ports, gate: Gate) -> Ports:
+def _with_ranges(ports: Ports, network: Network, gate: Gate) -> Ports:
+    """The ports with what was seen at them, and what the mathematics bounds."""
+
     def seen(values: Array) -> tuple[float, float]:
         return float(values.min()), float(values.max())
 
+    def state(port: StatePort) -> StatePort:
+        bound = 1.0 if port.name in bounded else None
+        return port.model_copy(update={"range": gate.state_ranges[port.name], "bound": bound})
+
     case = gate.teacher_forced
-    ranges = gate.state_ranges
+    bounded = bounded_sources(network)
     return ports.model_copy(
         update={
             "x": ports.x.model_copy(update={"range": seen(case.x)}),
             "y": ports.y.model_copy(update={"range": seen(case.y)}),
-            "states": [s.model_copy(update={"range": ranges[s.name]}) for s in ports.states],
+            "states": [state(port) for port in ports.states],
         }
     )
 

@@ -28,7 +28,10 @@ POINTWISE = {
     aten.tanh.default: "tanh",
     aten.relu.default: "relu",
     aten.mul.Tensor: "mul",
+    aten._softmax.default: "softmax",
+    aten._log_softmax.default: "log_softmax",
 }
+OVER_ROW = ("softmax", "log_softmax")  # of all values of a row together, not element by element
 LINEAR = {  # linear in all that depends on the input; the bias is read off with the rest
     "add", "sub", "rsub", "neg", "cat", "stack", "select", "slice", "view", "_unsafe_view",
     "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "split",
@@ -37,6 +40,7 @@ LINEAR = {  # linear in all that depends on the input; the bias is read off with
     "index_select", "select_copy", "slice_copy", "view_copy", "permute_copy", "transpose_copy",
     "t_copy", "unsqueeze_copy", "squeeze_copy", "expand_copy", "split_copy", "unbind_copy",
     "flip", "repeat",
+    "native_batch_norm", "_native_batch_norm_legit_no_training",
     "constant_pad_nd", "getitem", "slice_scatter",
     "select_scatter", "copy", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
     "new_full",
@@ -66,7 +70,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Root:
-    """`fn` of affine arguments of the root's own size, element by element; inputs have none."""
+    """`fn` of affine arguments of the root's own size; inputs have none."""
 
     name: str
     fn: str  # "input" or a value of POINTWISE
@@ -124,6 +128,7 @@ class _Reader:
 
     def _is_affine(self, node: fx.Node) -> bool:
         if node.target in POINTWISE and node.target is not aten.mul.Tensor:
+            self._check_row(node)
             return False
         name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
         moving = [n for n in node.all_input_nodes if n in self.depends]
@@ -144,13 +149,22 @@ class _Reader:
             f"that lowering knows; it knows affine maps, {', '.join(sorted(POINTWISE.values()))}"
         )
 
+    def _check_row(self, node: fx.Node) -> None:
+        """A softmax must be over all values of each row of the batch."""
+        if POINTWISE[node.target] in OVER_ROW:  # type: ignore[index]
+            shape, axis = shape_of(node), int(node.args[1])  # type: ignore[arg-type]
+            if shape[axis] * self.trace.batch != int(np.prod(shape)):
+                raise LoweringError(
+                    f"a softmax over axis {axis} of values of shape {shape} is not over a whole row"
+                )
+
     def _targets(self) -> dict[str, fx.Node | float]:
         """What must be read: every argument of every root, and the outputs."""
         targets: dict[str, fx.Node | float] = {}
         for node, name in self.roots.items():
             if node.op != "placeholder":
-                for i, arg in enumerate(node.args):
-                    targets[f"{name}/{i}"] = arg  # type: ignore[assignment]
+                for i, arg in enumerate(_arguments(node)):
+                    targets[f"{name}/{i}"] = arg
         targets |= dict(zip(("y", *self.trace.state_names), self.trace.outputs(), strict=True))
         return targets
 
@@ -262,6 +276,12 @@ class _Reader:
             if node.op == "placeholder":
                 roots[name] = Root(name, "input", size)
             else:
-                args = tuple(affine[f"{name}/{i}"] for i in range(len(node.args)))
+                args = tuple(affine[f"{name}/{i}"] for i in range(len(_arguments(node))))
                 roots[name] = Root(name, POINTWISE[node.target], size, args)  # type: ignore[index]
         return Form(roots, affine["y"], {name: affine[name] for name in self.trace.state_names})
+
+
+def _arguments(node: fx.Node) -> list[fx.Node | float]:
+    """What an operation computes with: not its axis or dtype."""
+    count = 2 if node.target is aten.mul.Tensor else 1
+    return list(node.args[:count])  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.form import Affine, Root
+from export.form import OVER_ROW, Affine, Root
 from export.network import StateSlice
 from export.terms import Rows, Term, sizes, split
 from service.artifact import Port, Ports
@@ -20,7 +20,14 @@ OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
-POINTWISE_OPS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu", "mul": "Mul"}
+OPERATORS = {
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "relu": "Relu",
+    "mul": "Mul",
+    "softmax": "Softmax",
+    "log_softmax": "LogSoftmax",
+}
 
 
 class GraphBuilder:
@@ -108,7 +115,9 @@ class GraphBuilder:
         return self.shared("Slice", value, self.ints(term.start), self.ints(term.stop), last)
 
     def pointwise(self, root: Root, arguments: Sequence[str]) -> str:
-        return self.one(POINTWISE_OPS[root.fn], *arguments)
+        if root.fn in OVER_ROW:
+            return self.one(OPERATORS[root.fn], *arguments, axis=-1)
+        return self.one(OPERATORS[root.fn], *arguments)
 
     def model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]

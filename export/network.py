@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from export.errors import LoweringError
-from export.form import Affine, Root
+from export.form import OVER_ROW, Affine, Root
 from export.trace import Trace, shape_of
 
 Array = np.ndarray
@@ -109,6 +109,10 @@ def _apply(fn: str, args: list[Array]) -> Array:
         return np.asarray(np.maximum(args[0], 0))
     if fn == "mul":
         return np.asarray(args[0] * args[1])
+    if fn in OVER_ROW:
+        shifted = args[0] - args[0].max(axis=1, keepdims=True)
+        log = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return np.asarray(log if fn == "log_softmax" else np.exp(log))
     raise LoweringError(f"no value is defined for `{fn}`")
 
 

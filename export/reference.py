@@ -7,14 +7,15 @@ time axes lie is found out by calling it: with batches of 2 and of 3, with 5 ste
 that grow are the batch's. What works in more than one way is an error that lists the ways.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from export.call import Call, Tree, leaves, parse_call
 from export.errors import CallError
+from export.lift import Lifted
 
 State = dict[str, Tensor]  # name -> (B, ...)
 
@@ -27,6 +28,7 @@ COMMON_CALLS = (  # most common first, as read in public implementations
     "x, h -> y, h",
     "x, h, c -> h, c",
 )
+HIDDEN_STATE = ("X -> Y", "X -> y")  # then the states of its torch layers are lifted out
 PROBE_BATCHES, PROBE_STEPS = (2, 3), 5  # three different numbers, so that no axis is mistaken
 
 
@@ -66,18 +68,48 @@ class Reference:
         Returns:
             y (B, T, ...) and the state after the last step.
         """
-        if self.call.is_sequence:
-            outside = x.movedim(1, self.time_axis)
-            y, state = self._call(outside, state)
+        if self.call.is_sequence and not self.call.is_last_only:
+            y, state = self._call(x.movedim(1, self.time_axis), state)
             return y.movedim(self.time_axis, 1), state
         ys = []
         for t in range(x.shape[1]):
-            y, state = self._call(x[:, t], state)
+            y, state = self._call(self._piece(x, t, t + 1), state)
             ys.append(y)
         return torch.stack(ys, dim=1), state
 
+    def whole(self, x: Tensor, steps: Sequence[int]) -> Tensor:
+        """y of some steps as the module gives it by itself: (B, len(steps), ...).
+
+        The whole sequence in one call where it takes one; for an output of the last step alone,
+        one call for each of the steps, on all that precedes it.
+        """
+        start: State = {} if self.call.starts_itself else self.zeros(x.shape[0])
+        if self.call.is_last_only:
+            calls = (self._call(self._piece(x, 0, t + 1), start)[0] for t in steps)
+            return torch.stack(list(calls), dim=1)
+        if self.call.is_sequence:
+            y, _ = self._call(x.movedim(1, self.time_axis), start)
+            return y.movedim(self.time_axis, 1)[:, list(steps)]
+        return self.run(x, start or self.zeros(x.shape[0]))[0][:, list(steps)]
+
+    def what_looks_ahead(self) -> str:
+        """Why a module may not be causal, in words for its user."""
+        names = [n for n, m in self.module.named_modules() if getattr(m, "bidirectional", False)]
+        both = [f"`{name.removeprefix('module.') or 'the module'}`" for name in names]
+        if both:
+            return f"{' and '.join(both)} is bidirectional: it looks ahead"
+        return "It looks ahead, or keeps state that it does not return"
+
+    def _piece(self, x: Tensor, start: int, stop: int) -> Tensor:
+        if self.call.is_sequence:
+            return x[:, start:stop].movedim(1, self.time_axis)
+        return x[:, start]
+
     def _call(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        values = {s.name: state[s.name].movedim(0, s.batch_axis) for s in self.states}
+        """One call of the module; without a state it starts by itself."""
+        values: dict[str, Tensor | None] = {
+            s.name: state[s.name].movedim(0, s.batch_axis) if state else None for s in self.states
+        }
         values |= {"x": x, "X": x}
         returned = self.module(*(_fill(tree, values) for tree in self.call.arguments))
         found = dict(_match(self.call.results, returned))
@@ -95,15 +127,16 @@ def find_reference(module: nn.Module, x: Tensor, notation: str | None = None) ->
     Raises:
         CallError: none works (each with its reason), or several do.
     """
-    calls = [parse_call(text) for text in ((notation,) if notation else COMMON_CALLS)]
+    texts = (notation,) if notation else COMMON_CALLS
     found: list[Reference] = []
     reasons: list[str] = []
-    for call in calls:
-        for time_axis in (1, 0) if call.is_sequence else (1,):
-            try:
-                found.append(_probe(module, x, call, time_axis))
-            except Exception as error:  # whatever the user's code raises is the reason
-                reasons.append(f"  {call.text}: {_first_line(error)}")
+    for text in texts:
+        if text not in HIDDEN_STATE:
+            _try(module, x, parse_call(text), found, reasons)
+    if not found and (notation is None or notation in HIDDEN_STATE):
+        for text in (notation,) if notation else HIDDEN_STATE:
+            if not found:  # a module of one output a step also has a last one
+                _try_lifted(module, x, text, found, reasons)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -115,6 +148,33 @@ def find_reference(module: nn.Module, x: Tensor, notation: str | None = None) ->
         )
     ways = "\n".join(f'  --call "{r.call.text}"' for r in found)
     raise CallError(f"{type(module).__name__} can be called in several ways; choose one:\n{ways}")
+
+
+def _try(
+    module: nn.Module, x: Tensor, call: Call, found: list[Reference], reasons: list[str]
+) -> None:
+    """Call `module` in this way, time or batch first; what works goes to `found`."""
+    for time_axis in (1, 0) if call.is_sequence else (1,):
+        try:
+            found.append(_probe(module, x, call, time_axis))
+        except Exception as error:  # whatever the user's code raises is the reason
+            reasons.append(f"  {call.text}: {_first_line(error)}")
+
+
+def _try_lifted(
+    module: nn.Module, x: Tensor, text: str, found: list[Reference], reasons: list[str]
+) -> None:
+    """The same for a module that hides its states, with these lifted out."""
+    try:
+        lifted = Lifted(module, _probe_input(x, PROBE_BATCHES[0]))
+    except Exception as error:  # whatever the user's code raises is the reason
+        reasons.append(f"  {text}: {_first_line(error)}")
+        return
+    names = ", ".join(lifted.state_names)
+    output = text[-1]
+    call = parse_call(f"X, {names} -> {output}, {names}")
+    told = f"{text}, with its state {names} lifted out"
+    _try(lifted.eval(), x, replace(call, text=told, starts_itself=True), found, reasons)
 
 
 def _probe(module: nn.Module, x: Tensor, call: Call, time_axis: int) -> Reference:
@@ -161,7 +221,8 @@ def _returned_states(
     shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in call.states}
     for batch in PROBE_BATCHES:
         outside = _probe_input(x, batch).movedim(1, time_axis)
-        arguments = (outside if tree in ("x", "X") else None for tree in call.arguments)
+        values = dict.fromkeys(call.states) | {"x": outside, "X": outside}
+        arguments = (_fill(tree, values) for tree in call.arguments)
         with torch.no_grad():
             returned = dict(_match(call.results, module(*arguments)))
         for name in call.states:
@@ -193,10 +254,12 @@ def _check_shapes(reference: Reference, x: Tensor, batch: int) -> None:
             )
 
 
-def _fill(tree: Tree, values: dict[str, Tensor]) -> object:
+def _fill(tree: Tree, values: Mapping[str, Tensor | None]) -> object:
+    """The argument for `tree`; None for a group of states that are all None."""
     if isinstance(tree, str):
         return values[tree]
-    return tuple(_fill(branch, values) for branch in tree)
+    filled = tuple(_fill(branch, values) for branch in tree)
+    return None if all(part is None for part in filled) else filled
 
 
 def _match(results: tuple[Tree, ...], returned: object) -> Iterator[tuple[str, Tensor]]:

@@ -140,7 +140,7 @@ def _only_h(network: Network, port: str) -> bool:
 
 
 def _bounded_root(root: Root, bounded: set[str]) -> bool:
-    if root.fn in ("sigmoid", "tanh"):
+    if root.fn in ("sigmoid", "tanh", "softmax"):
         return True
     return root.fn == "mul" and all(_picked(arg) <= bounded and _picked(arg) for arg in root.args)
 

@@ -22,6 +22,13 @@ def test_a_sequence_that_starts_itself() -> None:
     assert (call.output, call.is_sequence, call.starts_itself) == ("Y", True, True)
 
 
+def test_a_sequence_of_which_the_last_step_is_answered() -> None:
+    """`X -> y`: one output a call."""
+    assert parse_call("X, h -> y, h").is_last_only
+    assert not parse_call("X, h -> Y, h").is_last_only
+    assert not parse_call("x, h -> y, h").is_last_only
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -32,7 +39,7 @@ def test_a_sequence_that_starts_itself() -> None:
         ("x, h) -> h", "not expected"),
         ("x, -> h", "ends too early"),
         ("x, h; -> h", "cannot be read"),
-        ("X, h -> y, h", "name its output sequence Y"),
+        ("X, h -> h", "name its output Y, or y"),
         ("x -> y", "takes the states"),
         ("x, h, h -> h", "once on both sides"),
     ],

@@ -16,10 +16,13 @@ from export.__main__ import main
 from export.errors import CausalityError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported, export
 from export.source import Source
+from models.classifier import BidirectionalClassifier
+from models.predictors import NormLSTM
 from models.zoo import sine_cell
-from service.artifact import Artifact, find_artifacts
+from service.artifact import Artifact, State, find_artifacts
 from service.errors import ArtifactError
 from service.pipeline import Pipeline, Scaling
+from service.runtime import Runtime
 
 STEPS = 300
 SCALING = Scaling(mean=[5.0], std=[2.0])
@@ -28,6 +31,22 @@ SCALING = Scaling(mean=[5.0], std=[2.0])
 def example(steps: int = STEPS) -> np.ndarray:
     noise = np.random.default_rng(0).standard_normal(steps) * 0.1
     return np.asarray((5 + 2 * (np.sin(np.arange(steps) * 0.1) + noise))[:, None], np.float32)
+
+
+def zeros(artifact: Artifact, batch: int) -> State:
+    return {n: np.repeat(v, batch, axis=0) for n, v in artifact.layout.zeros().items()}
+
+
+class Last(nn.Module):
+    """The last output of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)[0]
+        return out[:, -1]
 
 
 def source(module: nn.Module | None = None) -> Source:
@@ -184,13 +203,63 @@ def test_a_tolerance_of_the_users_own_decides(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_module_that_looks_ahead_is_refused(tmp_path: Path) -> None:
-    """A bidirectional LSTM answers otherwise in chunks than whole."""
-    module = nn.LSTM(1, 8, batch_first=True, bidirectional=True)
+class Attention(nn.Module):
+    """Softmax attention over all time steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 8, batch_first=True)
+        self.score = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lstm(x)[0]
+        weights = torch.softmax(self.score(out), dim=1)
+        return (weights * out).sum(1, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (nn.LSTM(1, 8, batch_first=True, bidirectional=True), "`the module` is bidirectional"),
+        (BidirectionalClassifier(1, 8, 3), "`lstm` is bidirectional: it looks ahead"),
+        (Attention(), "It looks ahead"),
+    ],
+    ids=["bare", "classifier", "attention"],
+)
+def test_a_module_that_looks_ahead_is_refused(module: nn.Module, said: str, tmp_path: Path) -> None:
+    """It answers otherwise in chunks than whole; the layer is named where it is known."""
+    torch.manual_seed(0)
     plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline())
-    with pytest.raises(CausalityError, match=r"another y in chunks.*worst at step \d+"):
+    with pytest.raises(CausalityError, match=rf"another y in chunks.*worst at step \d+.*{said}"):
         export(plain, "small", tmp_path)
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("module", "road"),
+    [
+        (NormLSTM(1, 24, 1), "lstm"),
+        (nn.Sequential(Last(nn.GRU(1, 24, batch_first=True)), nn.Softmax(1)), "general"),
+    ],
+    ids=["batch norm", "gru with softmax"],
+)
+def test_a_module_that_hides_its_state_is_exported(
+    module: nn.Module, road: str, tmp_path: Path
+) -> None:
+    """`forward(x) -> y` of the last step: its states become ports, and all variants are proven."""
+    torch.manual_seed(0)
+    plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline(x=SCALING))
+    artifact = export(plain, "small", tmp_path).artifact
+    manifest = artifact.manifest
+    assert tuple(manifest.variants) == ALL_VARIANTS
+    assert {entry.road for entry in manifest.lowering} == {road}
+    assert manifest.provenance.call.startswith("X -> y, with its state h")
+    x = artifact.golden().x
+    y, _ = Runtime(artifact, "onnx-fp32").run(x, zeros(artifact, len(x)))
+    for t in (1, 20, 64):
+        with torch.no_grad():
+            wanted = module(torch.from_numpy(x[:, :t]))
+        np.testing.assert_allclose(y[:, t - 1], wanted, atol=1e-5)
 
 
 def test_a_module_that_keeps_state_on_itself_is_refused(tmp_path: Path) -> None:
