@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -139,10 +140,14 @@ def export(
 def model_input(source: Source) -> Array:
     """The example as the module takes it: (N, T, ...) float32, standardised (unitless).
 
+    Integers without a scaling are token ids: (T,) or (N, T) int64.
+
     Raises:
         SourceError: the example has not the pipeline's features, or overflows float32.
     """
     raw = source.example
+    if raw.dtype.kind in "iu" and source.pipeline.x is None:  # token ids
+        return np.atleast_2d(raw).astype(np.int64)
     if raw.ndim == 1:
         raw = raw[:, None]
     if raw.ndim == 2:
@@ -161,8 +166,9 @@ def model_input(source: Source) -> Array:
 def _ports(reference: Reference, x: Array) -> Ports:
     with torch.no_grad():
         y, _ = reference.run(torch.from_numpy(x[:1, :1]), reference.zeros(1))
+    dtype: Literal["float32", "int64"] = "int64" if x.dtype.kind == "i" else "float32"
     return Ports(
-        x=Port(dtype="float32", shape=["B", "T", *x.shape[2:]]),
+        x=Port(dtype=dtype, shape=["B", "T", *x.shape[2:]]),
         y=Port(dtype="float32", shape=["B", "T", *y.shape[2:]]),
         states=[
             StatePort(
@@ -204,7 +210,7 @@ def _with_ranges(ports: Ports, network: Network, gate: Gate) -> Ports:
     bounded = bounded_sources(network)
     return ports.model_copy(
         update={
-            "x": ports.x.model_copy(update={"range": seen(case.x)}),
+            "x": ports.x.model_copy(update={"range": seen(case.x), "ids": network.ids}),
             "y": ports.y.model_copy(update={"range": seen(case.y)}),
             "states": [state(port) for port in ports.states],
         }

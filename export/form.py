@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from export.errors import LoweringError
-from export.trace import Trace, shape_of
+from export.trace import Trace, is_integer, shape_of
 
 Array = np.ndarray
 aten = torch.ops.aten
@@ -30,6 +30,7 @@ POINTWISE = {
     aten.mul.Tensor: "mul",
     aten._softmax.default: "softmax",
     aten._log_softmax.default: "log_softmax",
+    aten.embedding.default: "embedding",
 }
 OVER_ROW = ("softmax", "log_softmax")  # of all values of a row together, not element by element
 LINEAR = {  # linear in all that depends on the input; the bias is read off with the rest
@@ -70,12 +71,16 @@ class Affine:
 
 @dataclass(frozen=True)
 class Root:
-    """`fn` of affine arguments of the root's own size; inputs have none."""
+    """`fn` of affine arguments of the root's own size; inputs have none.
+
+    An embedding has none either: it is the rows of its table that the integers of x name.
+    """
 
     name: str
     fn: str  # "input" or a value of POINTWISE
     size: int
     args: tuple[Affine, ...] = ()
+    table: Array | None = None  # (ids, E) float64, of an embedding
 
 
 @dataclass(frozen=True)
@@ -124,11 +129,13 @@ class _Reader:
     def _add_root(self, node: fx.Node, name: str) -> None:
         self.roots[node] = name
         self.depends.add(node)
-        self.values[node] = torch.zeros(shape_of(node), dtype=torch.float64)
+        kind = torch.int64 if is_integer(node) else torch.float64
+        self.values[node] = torch.zeros(shape_of(node), dtype=kind)
 
     def _is_affine(self, node: fx.Node) -> bool:
         if node.target in POINTWISE and node.target is not aten.mul.Tensor:
             self._check_row(node)
+            self._check_index(node)
             return False
         name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
         moving = [n for n in node.all_input_nodes if n in self.depends]
@@ -157,6 +164,17 @@ class _Reader:
                 raise LoweringError(
                     f"a softmax over axis {axis} of values of shape {shape} is not over a whole row"
                 )
+
+    def _check_index(self, node: fx.Node) -> None:
+        """An embedding must be of x itself, in its order."""
+        if POINTWISE[node.target] != "embedding":  # type: ignore[index]
+            return
+        x, index = self.trace.placeholders()[0], node.args[1]
+        numbers = torch.arange(int(np.prod(shape_of(x)))).reshape(shape_of(x))
+        between = [n for n in self.trace.graph.graph.nodes if n in self.depends - set(self.roots)]
+        found = self._propagate({x: numbers}, between)[index] if is_integer(x) else None  # type: ignore[index]
+        if not isinstance(found, Tensor) or not torch.equal(found.flatten(), numbers.flatten()):
+            raise LoweringError("an embedding is taken of something else than x as it comes")
 
     def _targets(self) -> dict[str, fx.Node | float]:
         """What must be read: every argument of every root, and the outputs."""
@@ -197,7 +215,7 @@ class _Reader:
     def _read(self, targets: Mapping[str, fx.Node | float]) -> dict[str, Affine]:
         bias = {key: value[0].copy() for key, value in self._snapshot(targets, self.values).items()}
         blocks: dict[str, dict[str, Array]] = {key: {} for key in targets}
-        for node, name in self.roots.items():
+        for node, name in self._real_roots():
             downstream, reached = self._downstream(node, targets)
             size = int(np.prod(shape_of(node))) // self.trace.batch
             columns: dict[str, list[Array]] = {key: [] for key in reached}
@@ -213,6 +231,9 @@ class _Reader:
                 if matrix.any():
                     blocks[key][name] = np.ascontiguousarray(matrix)
         return {key: Affine(blocks[key], bias[key]) for key in targets}
+
+    def _real_roots(self) -> list[tuple[fx.Node, str]]:
+        return [(node, name) for node, name in self.roots.items() if not is_integer(node)]
 
     def _unflatten(self, flat: Tensor, node: fx.Node) -> Tensor:
         shape = shape_of(node)
@@ -255,9 +276,9 @@ class _Reader:
                     generator=generator,
                     dtype=torch.float64,
                 )
-                for node, name in self.roots.items()
+                for node, name in self._real_roots()
             }
-            given = {node: self._unflatten(flat[name], node) for node, name in self.roots.items()}
+            given = {node: self._unflatten(flat[name], node) for node, name in self._real_roots()}
             found = self._snapshot(targets, self._propagate(given, inner))
             roots = {name: value.numpy() for name, value in flat.items()}
             for key, value in found.items():
@@ -277,11 +298,16 @@ class _Reader:
                 roots[name] = Root(name, "input", size)
             else:
                 args = tuple(affine[f"{name}/{i}"] for i in range(len(_arguments(node))))
-                roots[name] = Root(name, POINTWISE[node.target], size, args)  # type: ignore[index]
+                fn = POINTWISE[node.target]  # type: ignore[index]
+                table = self.values[node.args[0]] if fn == "embedding" else None  # type: ignore[index]
+                array = table.numpy() if isinstance(table, Tensor) else None
+                roots[name] = Root(name, fn, size, args, array)
         return Form(roots, affine["y"], {name: affine[name] for name in self.trace.state_names})
 
 
 def _arguments(node: fx.Node) -> list[fx.Node | float]:
-    """What an operation computes with: not its axis or dtype."""
+    """What an operation computes with: not its axis or dtype, nor the ids of an embedding."""
+    if node.target is aten.embedding.default:
+        return []
     count = 2 if node.target is aten.mul.Tensor else 1
     return list(node.args[:count])  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.errors import LoweringError
 from export.form import OVER_ROW, Affine, Root
 from export.network import StateSlice
 from export.terms import Rows, Term, sizes, split
@@ -113,6 +114,14 @@ class GraphBuilder:
             return value
         last = self.ints(-1)
         return self.shared("Slice", value, self.ints(term.start), self.ints(term.stop), last)
+
+    def embedding(self, root: Root, x: str, leading: int) -> str:
+        """The table's rows of integers x (.., n), its leading axes `leading`, side by side."""
+        if root.table is None:
+            raise LoweringError(f"`{root.name}` has no table")
+        table = self.constant(root.table.astype(np.float32), "table")
+        found = self.one("Gather", table, x)  # (.., n, E)
+        return self.one("Reshape", found, self.ints(*[0] * leading, -1))
 
     def pointwise(self, root: Root, arguments: Sequence[str]) -> str:
         if root.fn in OVER_ROW:

@@ -57,7 +57,7 @@ def _trial(runtime: Runtime, x: Array, zeros: State, rng: np.random.Generator) -
 def _crowd(row: Array, batch: int, rng: np.random.Generator) -> Array:
     shape = (batch, *row.shape[1:])
     if row.dtype.kind == "i":
-        return np.repeat(row, batch, axis=0)
+        return rng.choice(row.ravel(), shape)  # ids that the model knows
     scale = rng.choice(HOSTILE, batch).reshape(-1, *[1] * (row.ndim - 1))
     return np.asarray(rng.standard_normal(shape) * scale, row.dtype)
 

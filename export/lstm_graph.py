@@ -74,6 +74,9 @@ def _layers(
     pieces: dict[tuple[str, int], str] = {}
     for node in network.nodes:
         if isinstance(node, Root):
+            if node.fn == "embedding":
+                values[node.name] = g.embedding(node, x, leading=2)
+                continue
             arguments = [g.affine(arg, values) for arg in node.args]
             values[node.name] = g.pointwise(node, arguments)
             continue

@@ -76,13 +76,19 @@ class Network:
             affines += [node.input] if isinstance(node, LstmCell) else node.args
         return {source for affine in affines for source in affine.blocks}
 
+    @property
+    def ids(self) -> int | None:
+        """x is an integer from 0 to ids - 1; None: x is real."""
+        tables = [n.table for n in self.nodes if isinstance(n, Root) and n.table is not None]
+        return min((len(table) for table in tables), default=None)
+
     def step(self, x: Array, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """One step in float64: x (B, I), name -> (B, n); -> y (B, O) and the new state."""
         values: dict[str, Array] = {"x": x, **state}
         new = {name: value.copy() for name, value in state.items()}
         for node in self.nodes:
             if isinstance(node, Root):
-                values[node.name] = _apply(node.fn, [arg(values) for arg in node.args])
+                values[node.name] = _apply(node, [arg(values) for arg in node.args], x)
                 continue
             h, c = (state[s.port][:, s.start : s.stop] for s in (node.h, node.c))
             gates = node.input(values) + h @ node.recurrent.T
@@ -100,7 +106,10 @@ def _sigmoid(z: Array) -> Array:
     return np.asarray(np.where(z >= 0, 1 / (1 + e), e / (1 + e)))
 
 
-def _apply(fn: str, args: list[Array]) -> Array:
+def _apply(root: Root, args: list[Array], x: Array) -> Array:
+    fn = root.fn
+    if root.table is not None:
+        return np.asarray(root.table[x].reshape(len(x), -1))
     if fn == "sigmoid":
         return _sigmoid(args[0])
     if fn == "tanh":
@@ -132,7 +141,7 @@ def prove(network: Network, trace: Trace) -> None:
         ours = {name: value.reshape(trace.batch, -1) for name, value in state.items()}
         theirs = {name: torch.from_numpy(value) for name, value in state.items()}
         for step in range(CHECK_STEPS):
-            x = scale * rng.standard_normal((trace.batch, *trace.x_shape))
+            x = _check_input(rng, (trace.batch, *trace.x_shape), scale, network.ids)
             y, ours = network.step(x.reshape(trace.batch, -1), ours)
             wanted, theirs = trace.run(torch.from_numpy(x), theirs)
             error = _greatest_error(
@@ -143,6 +152,14 @@ def prove(network: Network, trace: Trace) -> None:
                     f"the lowered network is off by {error:.1e} at step {step} on input of scale "
                     f"{scale:g} (float64, allowed {TOLERANCE:g}); this is a bug: please report it"
                 )
+
+
+def _check_input(
+    rng: np.random.Generator, shape: tuple[int, ...], scale: float, ids: int | None
+) -> Array:
+    if ids is not None:
+        return rng.integers(0, ids, shape)
+    return scale * rng.standard_normal(shape)
 
 
 def _greatest_error(ours: tuple[Array, ...], theirs: tuple[Array, ...]) -> float:

@@ -211,7 +211,8 @@ def _hidden_sizes(module: nn.Module, x: Tensor) -> list[int]:
     """Sizes that a state may have: an axis of a weight, a gate's share of it, or it without x."""
     axes = {n for value in module.state_dict().values() for n in value.shape}
     shares = {n // k for n in axes for k in (4, 3, 2) if n % k == 0}
-    beside_x = {n - x.shape[-1] for n in axes if n > x.shape[-1]}
+    width = x.shape[-1] if x.ndim > 2 else 0
+    beside_x = {n - width for n in axes if n > width}
     return [*sorted(axes), *sorted((shares | beside_x) - axes)]
 
 

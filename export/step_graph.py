@@ -53,6 +53,9 @@ class _Body:
         values = {"x": x, **states}
         pieces: dict[tuple[str, int], str] = {}
         for node in self._network.nodes:
+            if isinstance(node, Root) and node.fn == "embedding":
+                values[node.name] = self._g.embedding(node, x, leading=1)
+                continue
             if isinstance(node, Root):
                 arguments = [self._affine(arg, values) for arg in node.args]
                 values[node.name] = self._g.pointwise(node, arguments)
@@ -139,14 +142,15 @@ def _scan_body(g: GraphBuilder, network: Network, products: Products) -> onnx.Gr
     g.nodes.append(helper.make_node("Where", [live, y, nothing], ["y_t"]))
     nodes, g.nodes = g.nodes, outer
 
-    def info(name: str, size: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", size])
+    def info(name: str, size: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, ["B", size])
 
     sizes = network.states
+    kind_of_x = TensorProto.FLOAT if network.ids is None else TensorProto.INT64
     inputs = [info(f"{port}_in", sizes[port]) for port in states]
     inputs += [
         helper.make_tensor_value_info("t", TensorProto.INT64, []),
-        info("x_t", network.x_size),
+        info("x_t", network.x_size, kind_of_x),
     ]
     outputs = [info(f"{port}_out", sizes[port]) for port in states] + [info("y_t", network.y.size)]
     return helper.make_graph(nodes, "step", inputs, outputs)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.errors import LoweringError, NothingQuantizedError
 from export.form import Affine, Root
@@ -60,6 +61,11 @@ class Layers(nn.Module):
                 self.register_buffer(f"{name}_{k}", torch.tensor(rows.bias, dtype=torch.float32))
             self._parts[name].append((rows, key))
 
+    def add_table(self, root: Root) -> None:
+        if root.table is not None:
+            table = torch.tensor(root.table, dtype=torch.float32)
+            self.register_buffer(f"{root.name}_table", table)
+
     def apply_to(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         """The affine map `name` of (..., F) values."""
         parts = [
@@ -100,6 +106,7 @@ class LoweredSequence(nn.Module):
             if isinstance(node, LstmCell):
                 self.lstms[node.name] = _lstm(node)
             else:
+                self.layers.add_table(node)
                 for k, arg in enumerate(node.args):
                     self.layers.add(f"{node.name}_{k}", arg)
         self.layers.add("y", network.y)
@@ -136,6 +143,7 @@ class LoweredStep(nn.Module):
                 gates = {**node.input.blocks, OWN_H: node.recurrent}
                 self.layers.add(node.name, Affine(gates, node.input.bias))
             else:
+                self.layers.add_table(node)
                 for k, arg in enumerate(node.args):
                     self.layers.add(f"{node.name}_{k}", arg)
         for port, affine in network.free.items():
@@ -179,7 +187,8 @@ def lowered_module(network: Network, ports: Ports) -> Lowered:
 def script(module: Lowered, ports: Ports) -> torch.jit.ScriptModule:
     """TorchScript of `forward(x (B, T, ...), *states) -> (y, *states')`, of any B and T."""
     steps = () if isinstance(module, LoweredStep) else (TRACE_STEPS,)
-    x = torch.zeros(TRACE_BATCH, *steps, *(int(d) for d in ports.x.shape[2:]))
+    kind = torch.int64 if ports.x.dtype == "int64" else torch.float32
+    x = torch.zeros(TRACE_BATCH, *steps, *(int(d) for d in ports.x.shape[2:]), dtype=kind)
     states = [torch.zeros(TRACE_BATCH, *(int(d) for d in s.shape[1:])) for s in ports.states]
     with _quiet(), torch.no_grad():
         # Else a second trace in this process has all its names mangled.
@@ -281,6 +290,8 @@ def _join(pieces: Mapping[tuple[str, int], Tensor], ports: Iterable[str]) -> dic
 
 
 def _pointwise(layers: Layers, root: Root, values: Mapping[str, Tensor]) -> Tensor:
+    if root.fn == "embedding":
+        return F.embedding(values["x"], layers.get_buffer(f"{root.name}_table")).flatten(-2)
     arguments = [layers.apply_to(f"{root.name}_{k}", values) for k in range(len(root.args))]
     return FUNCTIONS[root.fn](*arguments)
 

@@ -67,6 +67,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(n) for n in node.meta["tensor_meta"].shape)
 
 
+def is_integer(node: fx.Node) -> bool:
+    """Whether a node's value is of integers: token ids."""
+    return not node.meta["tensor_meta"].dtype.is_floating_point
+
+
 def trace_step(reference: Reference, x: Tensor) -> Trace:
     """Trace one step of `reference`; x (B, T, ...) gives the features and the dtype.
 

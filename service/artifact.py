@@ -53,6 +53,7 @@ class Port(_Part):
     dtype: Dtype
     shape: list[Dim]  # axis 0 is always "B"
     range: tuple[float, float] | None = None  # the least and greatest value seen at export
+    ids: int | None = None  # integers from 0 to ids - 1, of an embedding's rows
 
     @model_validator(mode="after")
     def _batch_first(self) -> "Port":

@@ -97,10 +97,21 @@ class Model:
                 f"`x` has shape {x.shape}, expected {shape.wanted} from manifest port `x`"
             )
         refuse_not_finite(x)
+        self._refuse_unknown_ids(x)
         with np.errstate(over="ignore"):  # the overflow is found in its result, just below
             encoded = self.artifact.manifest.pipeline.encode(x).astype(shape.dtype)
         refuse_not_finite(encoded, f" in {shape.dtype}: {_extreme(x)} is too large")
         return np.ascontiguousarray(encoded)
+
+    def _refuse_unknown_ids(self, x: Array) -> None:
+        ids = self.artifact.manifest.ports.x.ids
+        if ids is not None and not 0 <= int(x.min()) <= int(x.max()) < ids:
+            wrong = int(x.min()) if x.min() < 0 else int(x.max())
+            raise ShapeError(
+                f"`x` holds the id {wrong}, expected 0 to {ids - 1} from manifest port `x`",
+                got=wrong,
+                expected=[0, ids - 1],
+            )
 
     def decode(self, y: Array) -> Array:
         """The model's y (T, ...) -> raw units; float64 if the pipeline scales it."""

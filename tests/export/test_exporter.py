@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from export import rowwise
 from export.__main__ import main
-from export.errors import CausalityError, ParityError, SourceError
+from export.errors import CausalityError, LoweringError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported, export
 from export.source import Source
 from models.classifier import BidirectionalClassifier
 from models.predictors import NormLSTM
 from models.zoo import sine_cell
 from service.artifact import Artifact, State, find_artifacts
-from service.errors import ArtifactError
+from service.errors import ArtifactError, ShapeError
+from service.model import Model
 from service.pipeline import Pipeline, Scaling
 from service.runtime import Runtime
 
@@ -170,6 +171,54 @@ def test_another_recurrence_has_all_five_variants_too(module: nn.Module, tmp_pat
     assert rowwise_variant.step is not None
     graph = onnx.load(artifact.path / rowwise_variant.step.file).graph
     assert "MatMulIntegerToFloat" in {node.op_type for node in graph.node}
+
+
+class Tokens(nn.Module):
+    """An embedding, a recurrent layer, logits."""
+
+    def __init__(self, layer: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.layer = layer(8, 24, batch_first=True)
+        self.head = nn.Linear(24, 20)
+
+    def forward(self, x: Tensor, state: object = None) -> object:
+        out, state = self.layer(self.embedding(x), state)
+        return self.head(out), state
+
+
+@pytest.mark.parametrize(("layer", "road"), [(nn.LSTM, "lstm"), (nn.GRU, "general")])
+def test_token_ids_go_through_an_embedding(
+    layer: type[nn.LSTM] | type[nn.GRU], road: str, tmp_path: Path
+) -> None:
+    """x is (B, T) int64, its port says how many ids there are, all variants are proven."""
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(0, 20, 300)
+    plain = Source("x:y", Tokens(layer).eval(), "0" * 64, ids, Pipeline())
+    artifact = export(plain, "small", tmp_path).artifact
+    port = artifact.manifest.ports.x
+    assert (port.dtype, port.shape, port.ids) == ("int64", ["B", "T"], 20)
+    assert tuple(artifact.manifest.variants) == ALL_VARIANTS
+    assert {entry.road for entry in artifact.manifest.lowering} == {road}
+    assert artifact.variant("onnx-int8-rowwise").isolated
+    np.testing.assert_array_equal(artifact.golden().x[0], ids[:64])
+    model = Model.load(artifact.path)
+    for wrong in (20, -1):
+        with pytest.raises(ShapeError, match=rf"holds the id {wrong}, expected 0 to 19"):
+            model.encode(np.array([0, wrong]))
+
+
+def test_an_embedding_of_other_numbers_than_x_is_refused(tmp_path: Path) -> None:
+    """A shifted id is no table look-up of x."""
+
+    class Shifted(Tokens):
+        def forward(self, x: Tensor, state: object = None) -> object:
+            return super().forward((x + 1) % 20, state)
+
+    ids = np.random.default_rng(0).integers(0, 20, 300)
+    plain = Source("x:y", Shifted(nn.LSTM).eval(), "0" * 64, ids, Pipeline())
+    with pytest.raises(LoweringError, match=r"something else than x|not one that lowering knows"):
+        export(plain, "small", tmp_path)
 
 
 def test_an_int8_variant_without_int8_is_not_written(tmp_path: Path) -> None:
