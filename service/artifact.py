@@ -178,9 +178,14 @@ def describe_file(path: Path) -> File:
 
 
 def content_version(manifest: Manifest) -> str:
-    """16 hex digits over what the model computes: not over parity, which is a measurement."""
+    """16 hex digits over what the model computes: not over parity, which is a measurement.
+
+    What a manifest leaves out does not count, so that an optional key that a later Carousel adds
+    does not change the version of what is there.
+    """
     content = manifest.model_dump(
         mode="json",
+        exclude_none=True,
         include={"schema_version", "name", "mode", "ports", "pipeline", "golden", "provenance"},
     )
     content["files"] = {

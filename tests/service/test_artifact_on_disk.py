@@ -1,5 +1,6 @@
 """A broken or tampered artifact is never served; a sound one is proven on this machine."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -91,6 +92,19 @@ def test_a_tampered_artifact_is_refused_with_what_is_wrong(path: Path, tampering
     tamper(path)
     with pytest.raises(ArtifactError, match=message):
         Artifact.load(path)
+
+
+def test_the_version_is_what_the_spec_derives_from_the_file(path: Path) -> None:
+    """As DESIGN.md words it, from manifest.json alone: keys that are not there do not count."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    kept = ("schema_version", "name", "mode", "ports", "pipeline", "golden", "provenance")
+    content = {key: manifest[key] for key in kept}
+    content["files"] = {
+        name: [variant["sha256"], variant.get("step", {}).get("sha256")]
+        for name, variant in manifest["variants"].items()
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert manifest["version"] == hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def test_artifacts_are_found_by_their_manifest(tmp_path: Path) -> None:
