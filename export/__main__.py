@@ -18,6 +18,7 @@ from export.source import load_source
 from service.artifact import NAME_PATTERN
 from service.errors import CarouselError
 
+TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\
 export imports and runs MODULE, so run it on code that you trust; serving never does.
 exit status: 0 written; 1 refused, nothing written; 2 the command line is wrong.
@@ -57,7 +58,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> None:
         progress=progress,
     )
     manifest = exported.artifact.manifest
-    Console(width=140).print(parity_table(manifest, exported.measured))
+    Console(width=TABLE_COLUMNS).print(parity_table(manifest, exported.measured))
     for layer in manifest.lowering:
         print(f"{layer.layer}: {layer.road}; {layer.why}")
     print(f"wrote {exported.artifact.path}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.figure
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from export.parity import Measured
@@ -43,9 +44,10 @@ def write_report(folder: Path, manifest: Manifest, measured: Sequence[Measured])
 
 def parity_table(manifest: Manifest, measured: Sequence[Measured]) -> Table:
     """The table that `python -m export` shows."""
-    table = Table(title=f"{manifest.name} {manifest.version}: parity with the trained module")
+    title = f"{manifest.name} {manifest.version}: parity with the trained module"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column, justify in _COLUMNS:
-        table.add_column(column, justify="right" if justify else "left", no_wrap=not justify)
+        table.add_column(column, justify="right" if justify else "left", no_wrap=True)
     for row in _rows(manifest, measured):
         table.add_row(*row)
     return table
@@ -57,7 +59,7 @@ _COLUMNS = (
     ("isolated", False),
     ("case", False),
     ("steps", True),
-    ("greatest error", True),
+    ("max error", True),
     ("of std(y)", True),
     ("at step", True),
     ("atol", True),
@@ -74,11 +76,11 @@ def _rows(manifest: Manifest, measured: Sequence[Measured]) -> list[list[str]]:
             [
                 m.variant,
                 f"{variant.size / 1024:.1f} KiB",
-                "yes" if variant.isolated else "no: runs alone",
+                "yes" if variant.isolated else "no",
                 m.case.name,
                 f"{len(m.errors)}",
                 f"{m.errors.max():.1e}",
-                f"{m.share_of_spread:.2%}" if m.share_of_spread >= 1e-4 else "< 0.01%",
+                f"{m.share_of_spread:.2%}" if m.share_of_spread >= 1e-4 else "<0.01%",
                 f"{m.errors.argmax()}",
                 f"{m.tolerance.atol:g}",
                 f"{m.tolerance.rtol:g}",
