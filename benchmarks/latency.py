@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from service.artifact import Artifact, State, find_artifacts
+from service.artifact import Artifact, find_artifacts
 from service.errors import CarouselError
+from service.layout import State
 from service.runtime import Runtime
 
 Array = np.ndarray

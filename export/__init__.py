@@ -4,5 +4,5 @@ Imports run left to right only (`service` stands for its artifact, pipeline and 
 
 errors <- source, call, lift <- reference <- trace <- form <- terms, network <- recognise
     <- graph_builder <- lstm_graph, step_graph <- rowwise, stock, torchscript
-    <- parity, isolation <- report <- exporter, publish <- __main__
+    <- variants, parity, isolation <- report, placing <- exporter, publish <- __main__
 """

@@ -15,8 +15,8 @@ from export.exporter import ALL_VARIANTS, Progress, export
 from export.publish import publish
 from export.report import parity_table
 from export.source import load_source
-from service.artifact import NAME_PATTERN
 from service.errors import CarouselError
+from service.manifest import NAME_PATTERN
 
 TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\

@@ -1,50 +1,39 @@
 """The whole road: adapt, lower, quantize, prove, write. All of the artifact, or nothing.
 
-Everything is written to a hidden folder beside the target and renamed into place once every
-variant passed; whatever stops the export before that leaves no trace.
+`export` is the sequence; each stage is a module of its own.
 """
 
-import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnx
 import torch
 from safetensors.numpy import save_file
 
-from export import torchscript
 from export.errors import (
-    LoweringError,
-    NothingQuantizedError,
     ParityError,
     SourceError,
 )
 from export.form import read_form
 from export.isolation import is_isolated
-from export.lstm_graph import fits_lstm_nodes, write_lstm_graphs
 from export.network import Network
 from export.parity import Gate, Measured
+from export.placing import place, staging
 from export.recognise import lower
 from export.reference import Reference, find_reference
 from export.report import write_report
-from export.rowwise import bounded_sources, write_rowwise_graphs
+from export.rowwise import bounded_sources
 from export.source import Source
-from export.step_graph import Products, write_step_graphs
-from export.stock import write_stock_int8
 from export.trace import trace_step
-from service.artifact import (
+from export.variants import Written, write_variants
+from service.artifact import Artifact, Golden
+from service.manifest import (
     MANIFEST,
-    Artifact,
     File,
-    Golden,
     Lowering,
     Manifest,
     Port,
@@ -67,7 +56,6 @@ ALL_VARIANTS: tuple[VariantName, ...] = (
     "torchscript-fp32",
     "torchscript-int8",
 )
-WORKING = ".export-"  # then the pid
 GOLDEN_FILE = "golden.safetensors"
 PRODUCERS = ("torch", "onnx", "onnxruntime", "numpy")
 
@@ -115,9 +103,9 @@ def export(
     trace = trace_step(reference, torch.from_numpy(x))
     network = lower(read_form(trace), trace)
     ports = _with_ranges(ports, network, gate)
-    with _staging(out / name) as folder:
+    with staging(out / name) as folder:
         progress("writing the graphs")
-        files, left_out = _write_variants(folder, network, ports, variants)
+        files, left_out = write_variants(folder, network, ports, variants)
         _write_golden(folder, gate.golden, ports)
         lowering = _lowering(network, type(source.module).__name__, left_out)
         draft = _draft(source, name, ports, lowering, reference, folder, files)
@@ -133,7 +121,7 @@ def export(
         manifest = _seal(draft, proven)
         (folder / MANIFEST).write_text(manifest.to_json())
         write_report(folder, manifest, measured)
-        path = _place(folder, out / name / manifest.version)
+        path = place(folder, out / name / manifest.version)
     return Exported(Artifact.load(path), measured)
 
 
@@ -215,82 +203,6 @@ def _with_ranges(ports: Ports, network: Network, gate: Gate) -> Ports:
             "states": [state(port) for port in ports.states],
         }
     )
-
-
-@contextmanager
-def _staging(parent: Path) -> Iterator[Path]:
-    """A hidden folder in `parent`, gone at the end unless it was renamed; so is a new `parent`."""
-    try:
-        existed = parent.is_dir()
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        folder = Path(tempfile.mkdtemp(prefix=f"{WORKING}{os.getpid()}-", dir=parent))
-    except OSError as error:
-        raise SourceError(f"cannot write to {parent}: {error.strerror}; choose --out") from error
-    folder.chmod(0o755)  # mkdtemp's 0700 would hide the artifact from the server's user
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not existed and not any(parent.iterdir()):
-            parent.rmdir()
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the working folders of exports that were killed."""
-    for folder in parent.glob(f"{WORKING}*"):
-        pid = folder.name.removeprefix(WORKING).split("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (PermissionError, ValueError):
-            continue  # alive, or not ours
-
-
-Written = dict[VariantName, tuple[File, File | None]]  # variant -> its file, its step graph
-
-
-def _write_variants(
-    folder: Path, network: Network, ports: Ports, variants: Sequence[VariantName]
-) -> tuple[Written, dict[VariantName, str]]:
-    """The files of each variant, and why those that are not there are not."""
-    written: Written = {}
-    left_out: dict[VariantName, str] = {}
-    float_graphs = (
-        write_lstm_graphs(network, ports)
-        if fits_lstm_nodes(network)
-        else write_step_graphs(network, ports, Products())
-    )
-    float_graph = folder / "onnx-fp32.onnx"
-    onnx.save(float_graphs[0], float_graph)  # the stock tool reads it, wanted or not
-    for variant in variants:
-        target = folder / (f"{variant}.onnx" if variant.startswith("onnx") else f"{variant}.pt")
-        step: Path | None = None
-        try:
-            if variant in ("onnx-fp32", "onnx-int8-rowwise"):
-                graphs = float_graphs
-                if variant == "onnx-int8-rowwise":
-                    graphs = write_rowwise_graphs(network, ports)
-                step = folder / f"{variant}.step.onnx"
-                onnx.save(graphs[0], target)
-                onnx.save(graphs[1], step)
-            elif variant == "onnx-int8":
-                write_stock_int8(float_graph, target)
-            else:
-                module = torchscript.lowered_module(network, ports)
-                if variant == "torchscript-int8":
-                    module = torchscript.quantize(module)
-                torchscript.save(torchscript.script(module, ports), target)
-        except NothingQuantizedError as error:
-            left_out[variant] = str(error)
-            continue
-        written[variant] = (describe_file(target), describe_file(step) if step else None)
-    if "onnx-fp32" not in variants:
-        float_graph.unlink()
-    if not written:
-        raise LoweringError("; ".join(f"{v}: {why}" for v, why in left_out.items()))
-    return written, left_out
 
 
 def _lowering(network: Network, module: str, left_out: Mapping[VariantName, str]) -> list[Lowering]:
@@ -391,23 +303,3 @@ def _refuse_failed(measured: Sequence[Measured]) -> None:
 def _seal(draft: Manifest, proven: Mapping[VariantName, Variant]) -> Manifest:
     manifest = draft.model_copy(update={"variants": dict(proven)})
     return manifest.model_copy(update={"version": content_version(manifest)})
-
-
-def _place(folder: Path, target: Path) -> Path:
-    """Rename the folder into place. The same version is the same content: it is left as it is."""
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner only
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    try:
-        os.rename(folder, target)
-    except OSError:
-        if not (target / MANIFEST).is_file():
-            raise
-        return target
-    parent = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    return target

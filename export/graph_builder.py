@@ -14,7 +14,7 @@ from export.errors import LoweringError
 from export.form import OVER_ROW, Affine, Root
 from export.network import StateSlice
 from export.terms import Rows, Term, sizes, split
-from service.artifact import Port, Ports
+from service.manifest import Port, Ports
 
 Array = np.ndarray
 OPSET = 21

@@ -7,7 +7,7 @@ runtime will run it one row and one step at a time, and then it is.
 
 import numpy as np
 
-from service.artifact import State
+from service.layout import State
 from service.runtime import Runtime
 
 Array = np.ndarray

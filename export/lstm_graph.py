@@ -14,7 +14,7 @@ from export.errors import LoweringError
 from export.form import Root
 from export.graph_builder import GraphBuilder, finish_states, join_pieces, port_infos, take_slice
 from export.network import LstmCell, Network, StateSlice
-from service.artifact import Port, Ports
+from service.manifest import Port, Ports
 
 Array = np.ndarray
 ONNX_GATES = (0, 3, 1, 2)  # i, o, f, g of our i, f, g, o

@@ -19,7 +19,9 @@ import torch
 
 from export.errors import CausalityError
 from export.reference import Reference
-from service.artifact import Golden, Parity, Ports, State, Tolerance
+from service.artifact import Golden
+from service.layout import State
+from service.manifest import Parity, Ports, Tolerance
 from service.pipeline import Pipeline
 from service.runtime import Runtime
 

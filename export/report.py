@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from export.parity import Measured
-from service.artifact import Manifest
+from service.manifest import Manifest
 
 DIGITS = 4  # of the errors in parity.json
 FLOOR = 1e-9  # errors below it are drawn there: a log axis has no zero

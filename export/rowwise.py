@@ -21,7 +21,7 @@ from export.graph_builder import MICROSOFT, GraphBuilder
 from export.network import Network
 from export.step_graph import OWN_H, Products, write_step_graphs
 from export.terms import Rows, Term, sizes, split
-from service.artifact import Ports
+from service.manifest import Ports
 
 Array = np.ndarray
 H_SCALE = 1 / 127  # h in [-1, 1] <-> uint8 1..255

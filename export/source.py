@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from export.errors import SourceError
-from service.artifact import sha256_file
+from service.manifest import sha256_file
 from service.pipeline import Pipeline
 
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put them

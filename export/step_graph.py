@@ -20,7 +20,7 @@ from export.graph_builder import (
     take_slice,
 )
 from export.network import LstmCell, Network
-from service.artifact import Ports
+from service.manifest import Ports
 
 Array = np.ndarray
 OWN_H = "own h"  # the source name of a cell's h from before the step

@@ -27,7 +27,7 @@ from export.lstm_graph import fits_lstm_nodes
 from export.network import LstmCell, Network, StateSlice
 from export.step_graph import OWN_H
 from export.terms import Rows, split
-from service.artifact import Ports
+from service.manifest import Ports
 
 TRACE_BATCH, TRACE_STEPS = 2, 3
 MANGLED = re.compile(rb"___torch_mangle_\d+")

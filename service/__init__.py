@@ -1,5 +1,5 @@
 """Artifact -> live sessions. Imports run left to right only:
 
-errors <- config, wire <- pipeline, artifact, runtime <- model <- catalog <- session <- job
-    <- store, batcher <- engine <- protocols <- api
+errors <- config, wire <- pipeline, manifest, layout, artifact, runtime <- model <- catalog
+    <- session <- job <- store, batcher <- engine <- protocols <- api
 """

@@ -34,11 +34,12 @@ from bentoml._internal.service.openapi.specification import OpenAPISpecification
 from bentoml.exceptions import NotFound
 from pydantic import BaseModel, Field
 
-from service.artifact import MANIFEST, find_artifacts
+from service.artifact import find_artifacts
 from service.catalog import Catalog, check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
 from service.errors import SettingsError
+from service.manifest import MANIFEST
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths

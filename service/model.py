@@ -17,8 +17,10 @@ from statistics import median
 import numpy as np
 from safetensors import SafetensorError
 
-from service.artifact import Array, Artifact, Golden, State, Tolerance, Variant
+from service.artifact import Array, Artifact, Golden
 from service.errors import ArtifactError, SelfTestError, ShapeError
+from service.layout import State
+from service.manifest import Tolerance, Variant
 from service.runtime import Runtime
 from service.wire import RowShape, refuse_not_finite
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from service.artifact import Array, Artifact, State, Variant
+from service.artifact import Array, Artifact
 from service.errors import ArtifactError
+from service.layout import State
+from service.manifest import Variant
 
 
 class OnnxBackend:

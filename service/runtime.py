@@ -15,8 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from service.artifact import Array, Artifact, State
+from service.artifact import Array, Artifact
 from service.errors import ShapeError
+from service.layout import State
 from service.onnx_backend import OnnxBackend
 from service.torchscript_backend import TorchScriptBackend
 

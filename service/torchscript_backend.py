@@ -4,8 +4,10 @@ import warnings
 
 import numpy as np
 
-from service.artifact import Array, Artifact, State, Variant
+from service.artifact import Array, Artifact
 from service.errors import ArtifactError
+from service.layout import State
+from service.manifest import Variant
 
 
 class TorchScriptBackend:

@@ -17,6 +17,8 @@ SERVICE_ORDER: list[set[str]] = [
     {"errors"},
     {"config", "wire"},
     {"pipeline"},
+    {"manifest"},
+    {"layout"},
     {"artifact"},
     {"onnx_backend", "torchscript_backend"},
     {"runtime"},
@@ -35,7 +37,14 @@ SERVICE_ORDER: list[set[str]] = [
 ]
 PACKAGE_MAY_IMPORT = {  # of our own packages, beside itself
     "models": set[str](),
-    "export": {"service.artifact", "service.runtime", "service.pipeline", "service.errors"},
+    "export": {
+        "service.artifact",
+        "service.errors",
+        "service.layout",
+        "service.manifest",
+        "service.pipeline",
+        "service.runtime",
+    },
     "service": set[str](),
     "benchmarks": {"models", "export", "service"},
 }
@@ -170,7 +179,10 @@ def test_a_wrong_arrow_is_found(module: str, statement: str) -> None:
         ("service.engine", "from service.batcher import Batcher\nimport asyncio"),
         ("service.api", "import bentoml"),
         ("export.exporter", "from service.artifact import Artifact\nimport torch"),
-        ("service.torchscript_backend", "class B:\n    def __init__(self):\n        import torch"),
+        (
+            "service.torchscript_backend",
+            "class B:\n    def __init__(self):\n        import torch",
+        ),
     ],
 )
 def test_a_right_arrow_is_not(module: str, statement: str) -> None:

@@ -19,8 +19,9 @@ from export.source import Source
 from models.classifier import BidirectionalClassifier
 from models.predictors import NormLSTM
 from models.zoo import sine_cell
-from service.artifact import Artifact, State, find_artifacts
+from service.artifact import Artifact, find_artifacts
 from service.errors import ArtifactError, ShapeError
+from service.layout import State
 from service.model import Model
 from service.pipeline import Pipeline, Scaling
 from service.runtime import Runtime

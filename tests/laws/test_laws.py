@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from models import zoo
-from service.artifact import Artifact, State
+from service.artifact import Artifact
+from service.layout import State
 from service.model import Model
 from service.runtime import Runtime
 from tests.e2e.conftest import Server, start_server

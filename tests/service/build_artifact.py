@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from service.artifact import (
+from service.artifact import Golden
+from service.manifest import (
     MANIFEST,
     File,
-    Golden,
     Lowering,
     Manifest,
     Parity,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.artifact import MANIFEST, Artifact, describe_file, find_artifacts
+from service.artifact import Artifact, find_artifacts
 from service.catalog import Catalog
 from service.errors import (
     ArtifactError,
@@ -20,6 +20,7 @@ from service.errors import (
     ShapeError,
     UnknownModelError,
 )
+from service.manifest import MANIFEST, describe_file
 from service.model import Model
 from service.runtime import Runtime
 from tests.service.build_artifact import (

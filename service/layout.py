@@ -1,0 +1,86 @@
+"""The states of many sessions as stacked arrays, and each as safetensors bytes."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.errors import ArtifactError
+from service.manifest import StatePort
+
+Array = np.ndarray
+State = dict[str, Array]  # state name -> (B, ...) array
+
+_SAFETENSORS_DTYPES = {"float32": "F32", "int64": "I64"}
+
+
+class StateLayout:
+    """The states of one model as one safetensors blob per session.
+
+    The safetensors header of a model never changes, so a blob is that header, then the raw
+    little-endian values, and a batch of blobs is read as one structured array: stacking B
+    states costs one join and one copy per state port, whatever B is.
+    """
+
+    def __init__(self, states: Sequence[StatePort]) -> None:
+        # safetensors orders tensors by alignment, then by name (its spec leaves it open; its
+        # own writer does so): int64 before float32.
+        self.ports = sorted(states, key=lambda s: (-np.dtype(s.dtype).itemsize, s.name))
+        self._header = self._make_header()
+        self._row = np.dtype(
+            [("header", f"V{len(self._header)}")]
+            + [(s.name, np.dtype(s.dtype).newbyteorder("<"), self._shape(s)) for s in self.ports]
+        )
+
+    @staticmethod
+    def _shape(port: StatePort) -> tuple[int, ...]:
+        return tuple(int(dim) for dim in port.shape[1:])
+
+    def _make_header(self) -> bytes:
+        entries: dict[str, object] = {}
+        offset = 0
+        for port in self.ports:
+            size = int(np.prod(self._shape(port))) * np.dtype(port.dtype).itemsize
+            entries[port.name] = {
+                "dtype": _SAFETENSORS_DTYPES[port.dtype],
+                "shape": list(self._shape(port)),
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the spec aligns the data at 8 bytes with spaces
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def size(self) -> int:
+        """Bytes of one session's blob."""
+        return self._row.itemsize
+
+    def zeros(self) -> State:
+        """The state of one fresh session: name -> (1, ...) zeros."""
+        return {s.name: np.zeros((1, *self._shape(s)), s.dtype) for s in self.ports}
+
+    def pack(self, state: State) -> list[bytes]:
+        """name -> (B, ...) arrays -> B blobs, each a valid safetensors file."""
+        batch = len(next(iter(state.values())))
+        rows = np.empty(batch, self._row)
+        rows["header"] = np.frombuffer(self._header, self._row["header"])[0]
+        for port in self.ports:
+            rows[port.name] = state[port.name]
+        raw = rows.tobytes()
+        return [raw[i : i + self.size] for i in range(0, len(raw), self.size)]
+
+    def unpack(self, blobs: Sequence[bytes]) -> State:
+        """B blobs -> name -> (B, ...) arrays, fresh and contiguous.
+
+        Raises:
+            ArtifactError: a blob is not of this layout. Its session belongs to another model.
+        """
+        for blob in blobs:
+            if len(blob) != self.size or not blob.startswith(self._header):
+                raise ArtifactError(
+                    f"a stored state of {len(blob)} bytes does not fit this model's state ports, "
+                    f"expected {self.size} bytes; drop the session"
+                )
+        rows = np.frombuffer(b"".join(blobs), self._row)
+        return {s.name: np.ascontiguousarray(rows[s.name].astype(s.dtype)) for s in self.ports}
