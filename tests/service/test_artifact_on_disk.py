@@ -20,8 +20,10 @@ from service.errors import (
     ShapeError,
     UnknownModelError,
 )
+from service.layout import State
 from service.manifest import MANIFEST, describe_file
 from service.model import Model
+from service.onnx_backend import OnnxBackend
 from service.runtime import Runtime
 from tests.service.build_artifact import (
     Spec,
@@ -31,6 +33,7 @@ from tests.service.build_artifact import (
     scaling,
 )
 
+Array = np.ndarray
 SPEC = Spec("sine-cell", seed=1)
 
 
@@ -151,6 +154,29 @@ def test_a_golden_sequence_that_this_machine_does_not_reproduce_is_refused(tmp_p
     assert "of golden sequence " in caught.value.message
     assert "(atol 1e-05, rtol 0)" in caught.value.message
     assert caught.value.data == {"artifact": str(path), "variant": "onnx-fp32"}
+
+
+def test_a_machine_whose_kernels_mix_rows_runs_them_apart(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bits that depend on the batch, within the tolerance: isolation holds, at a price."""
+    real = OnnxBackend.run
+
+    def uneven(self: OnnxBackend, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
+        y, new = real(self, x, state, lengths)
+        return y + np.float32(1e-6 * (len(x) - 1)), new
+
+    assert Model.load(path).runtime.isolated
+    monkeypatch.setattr(OnnxBackend, "run", uneven)
+    model = Model.load(path)
+    assert not model.runtime.isolated
+    assert "gives other bits in a batch" in caplog.text
+    golden = model.artifact.golden()
+    chunks, states = list(golden.x), [model.zero_state] * len(golden.x)
+    together, _, _ = model.run(chunks, states)
+    for chunk, y in zip(chunks, together, strict=True):
+        (alone,), _, _ = model.run([chunk], [model.zero_state])
+        assert alone.tobytes() == y.tobytes()
 
 
 def test_a_resealed_model_of_other_weights_is_refused(tmp_path: Path) -> None:
