@@ -55,10 +55,10 @@ class Entry:
     factory: Callable[[], nn.Module]
     task: Task
     settings: Settings
-    call: str = "x -> y"
+    call: str = "X -> y"
 
 
-LSTM_CALL = "x, (h, c) -> y, (h, c)"
+LSTM_CALL = "X, (h, c)=None -> Y, (h, c)"
 
 
 def sine_cell() -> CellForecaster:
@@ -188,7 +188,7 @@ ENTRIES = (
         name="sine-gru",
         description="hand-written GRU cell on a noisy sine wave",
         factory=sine_gru,
-        call="x, h -> y, h",
+        call="X, h=None -> Y, h",
         task=SINE,
         settings=Settings(epochs=14, batches=20, batch_size=32, learning_rate=5e-3),
     ),
@@ -196,7 +196,7 @@ ENTRIES = (
         name="series-stack",
         description="two hand-written cells, stacked, on hourly temperature",
         factory=series_stack,
-        call="x, ((h1, c1), (h2, c2)) -> y, ((h1, c1), (h2, c2))",
+        call="X, ((h1, c1), (h2, c2))=None -> Y, ((h1, c1), (h2, c2))",
         task=SERIES,
         settings=Settings(epochs=13, batches=25, batch_size=16, learning_rate=5e-3),
     ),
@@ -218,6 +218,7 @@ ENTRIES = (
     Entry(
         name="anomaly-detector",
         description="encoder and decoder nn.LSTM find faults in temperature",
+        call="X -> Y",
         factory=anomaly_detector,
         task=FAULTS,
         settings=Settings(epochs=80, batches=60, batch_size=64, learning_rate=5e-3),

@@ -180,7 +180,7 @@ def test_the_markdown_table_shows_the_same(capsys: pytest.CaptureFixture[str]) -
     assert [cell for cell in cells[2][:4]] == [
         "`flip-flop`",
         "a small LSTM on an alternating series",
-        "`x -> y`",
+        "`X -> y`",
         "lstm 208 + 64, head 4 + 1",
     ]
     assert cells[2][4].startswith(f"one-step: {scores[0]['model']:.3f} V (")

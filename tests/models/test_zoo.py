@@ -77,7 +77,7 @@ def test_models_without_states_take_a_window_and_give_y_alone(name: str) -> None
     """``forward(x) -> y``, as tutorials have it, on windows of the length in the report."""
     given, expected = SHAPES[name]
     entry = ZOO[name]
-    assert entry.call == "x -> y"
+    assert entry.call == ("X -> Y" if entry.name == "anomaly-detector" else "X -> y")
     assert entry.task.window == given[1]
     assert entry.factory().eval()(torch.zeros(given)).shape == expected
 
@@ -94,7 +94,7 @@ def test_models_with_states_take_them_and_give_them(name: str) -> None:
     else:
         y, state = model(torch.zeros(2, 3, 1))
         assert y.shape == (2, 3, 1)
-    nesting = {"x, h -> y, h": 0, "x, (h, c) -> y, (h, c)": 1}.get(entry.call, 2)
+    nesting = {"X, h=None -> Y, h": 0, "X, (h, c)=None -> Y, (h, c)": 1}.get(entry.call, 2)
     depth = 0
     while not isinstance(state, torch.Tensor):
         assert len(state) == 2
