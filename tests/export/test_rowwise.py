@@ -1,5 +1,6 @@
 """Row-isolated int8: what the weights become, and that no row feels another."""
 
+import warnings
 import zipfile
 
 import numpy as np
@@ -77,7 +78,8 @@ def test_the_hand_written_cell_really_is_int8(demo_artifacts: dict[str, Artifact
 def test_stock_quantization_leaves_the_hand_written_cell_as_it_is() -> None:
     """The trap that lowering avoids: torch's quantize_dynamic does nothing to such a cell."""
     module = sine_cell().eval()
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its deprecation, and once a process of its tensors'
         quantized = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             module, {torch.nn.LSTM, torch.nn.Linear}, dtype=torch.qint8
         )
