@@ -8,11 +8,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch import Tensor, nn
 
-from export.rowwise import H_SCALE, ZERO_POINT, quantize_columns
+from export.form import read_form
+from export.recognise import lower
+from export.reference import find_reference
+from export.rowwise import H_SCALE, ZERO_POINT, bounded_sources, quantize_columns
+from export.trace import trace_step
 from models.zoo import sine_cell
 from service.artifact import Artifact
 from service.runtime import Runtime
+from tests.export import spellings
 
 
 def test_columns_are_quantized_each_by_its_own_peak() -> None:
@@ -119,3 +125,42 @@ def test_the_stock_variant_does_feel_its_neighbours(demo_artifacts: dict[str, Ar
     y = session.run(["y"], {"x": x, "lengths": np.full(2, row.shape[1]), **feed})[0][0]
     alone, _ = Runtime(artifact, "onnx-int8").run(row, artifact.layout.zeros())
     assert np.abs(y - alone[0]).max() > 0.01
+
+
+class TwoGates(nn.Module):
+    """h' = f * h + i * n with gates of their own: as much as 2 after a step, then more."""
+
+    def __init__(self, squared: bool = False) -> None:
+        super().__init__()
+        self.z = nn.Linear(3 + 24, 3 * 24)
+        self.squared = squared
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        f, i, n = self.z(torch.cat([x, h], dim=1)).chunk(3, 1)
+        if self.squared:  # 2 g (2 - 2 g) + n - n is nothing at both corners of g, and 1/2 between
+            return 4 * torch.sigmoid(f) * (1 - torch.sigmoid(f)) + torch.tanh(n) * torch.sigmoid(i)
+        return torch.sigmoid(f) * h + torch.sigmoid(i) * torch.tanh(n)
+
+
+@pytest.mark.parametrize(
+    ("module", "bounded"),
+    [
+        (spellings.CatGRU(), True),
+        (spellings.MinimalGated(), True),
+        (nn.GRUCell(3, 24), True),
+        (nn.RNNCell(3, 24), True),
+        (nn.RNNCell(3, 24, nonlinearity="relu"), False),
+        (TwoGates(), False),
+        (TwoGates(squared=True), False),
+    ],
+    ids=["cat gru", "minimal", "gru", "rnn", "relu rnn", "two gates", "squared gate"],
+)
+def test_only_what_is_bounded_by_its_mathematics_counts_as_bounded(
+    module: nn.Module, bounded: bool
+) -> None:
+    """A constant scale would clip any other state, silently."""
+    x = torch.randn(1, 30, 3, generator=torch.Generator().manual_seed(0))
+    reference = find_reference(module.eval(), x)
+    trace = trace_step(reference, x)
+    network = lower(read_form(trace), trace)
+    assert ("h" in bounded_sources(network)) is bounded
