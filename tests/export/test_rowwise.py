@@ -127,19 +127,23 @@ def test_the_stock_variant_does_feel_its_neighbours(demo_artifacts: dict[str, Ar
     assert np.abs(y - alone[0]).max() > 0.01
 
 
-class TwoGates(nn.Module):
-    """h' = f * h + i * n with gates of their own: as much as 2 after a step, then more."""
+class Unbounded(nn.Module):
+    """Three cells whose h leaves [-1, 1], each where a hasty look would not find it."""
 
-    def __init__(self, squared: bool = False) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.z = nn.Linear(3 + 24, 3 * 24)
-        self.squared = squared
+        self.kind = kind
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         f, i, n = self.z(torch.cat([x, h], dim=1)).chunk(3, 1)
-        if self.squared:  # 2 g (2 - 2 g) + n - n is nothing at both corners of g, and 1/2 between
-            return 4 * torch.sigmoid(f) * (1 - torch.sigmoid(f)) + torch.tanh(n) * torch.sigmoid(i)
-        return torch.sigmoid(f) * h + torch.sigmoid(i) * torch.tanh(n)
+        f, i, n = torch.sigmoid(f), torch.sigmoid(i), torch.tanh(n)
+        if self.kind == "two gates":  # gates of their own: up to 2 after one step
+            return f * h + i * n
+        if self.kind == "squared gate":  # 0 where f is 0 or 1, and 1 between
+            return 4 * f * (1 - f) + i * n
+        signs = 1 - 2 * (torch.arange(24) % 2).float()  # 0 where all n are equal, up to 24 else
+        return i * (n @ signs.repeat(24, 1))
 
 
 @pytest.mark.parametrize(
@@ -150,10 +154,11 @@ class TwoGates(nn.Module):
         (nn.GRUCell(3, 24), True),
         (nn.RNNCell(3, 24), True),
         (nn.RNNCell(3, 24, nonlinearity="relu"), False),
-        (TwoGates(), False),
-        (TwoGates(squared=True), False),
+        (Unbounded("two gates"), False),
+        (Unbounded("squared gate"), False),
+        (Unbounded("mixed units"), False),
     ],
-    ids=["cat gru", "minimal", "gru", "rnn", "relu rnn", "two gates", "squared gate"],
+    ids=["cat gru", "minimal", "gru", "rnn", "relu rnn", "two gates", "squared", "mixed"],
 )
 def test_only_what_is_bounded_by_its_mathematics_counts_as_bounded(
     module: nn.Module, bounded: bool
