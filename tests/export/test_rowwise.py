@@ -143,7 +143,7 @@ class Unbounded(nn.Module):
         if self.kind == "squared gate":  # 0 where f is 0 or 1, and 1 between
             return 4 * f * (1 - f) + i * n
         signs = 1 - 2 * (torch.arange(24) % 2).float()  # 0 where all n are equal, up to 24 else
-        return i * (n @ signs.repeat(24, 1))
+        return i * (n @ signs.repeat(24, 1).t())
 
 
 @pytest.mark.parametrize(
