@@ -78,7 +78,7 @@ def measure(artifact: Artifact, batch: int, rounds: int, calls: int, threads: in
     """Time one step of `batch` rows for every contestant, in turns."""
     golden = artifact.golden()
     rows = np.resize(golden.x[:, 0], (batch, 1, *golden.x.shape[2:]))
-    state = {n: np.repeat(v, batch, axis=0) for n, v in artifact.layout.zeros().items()}
+    state = {n: np.repeat(v, batch, axis=0) for n, v in artifact.initial.items()}
     contestants: dict[str, Step] = {}
     eager = _eager(artifact, rows, state)
     if eager:

@@ -2,7 +2,8 @@
 
 Imports run left to right only (`service` stands for its artifact, pipeline and runtime):
 
-errors <- source, call, lift <- reference <- trace <- form <- terms, network <- recognise
-    <- graph_builder <- lstm_graph, step_graph <- rowwise, stock, torchscript
-    <- variants, parity, isolation <- report, placing <- exporter, publish <- __main__
+errors <- source, call, lift, reference <- called <- finding <- trace <- form <- terms, network
+    <- recognise <- graph_builder <- lstm_graph, step_graph <- rowwise, stock, torchscript
+    <- lowered <- lowering <- variants, parity, isolation <- report, placing
+    <- exporter, publish <- __main__
 """

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,17 +17,15 @@ from export.errors import (
     ParityError,
     SourceError,
 )
-from export.form import read_form
+from export.finding import find_reference
 from export.isolation import is_isolated
-from export.network import Network
+from export.lowered import Lowered
+from export.lowering import lower_reference
 from export.parity import Gate, Measured
 from export.placing import place, staging
-from export.recognise import lower
-from export.reference import Reference, find_reference
+from export.reference import Reference
 from export.report import write_report
-from export.rowwise import bounded_sources
 from export.source import Source
-from export.trace import trace_step
 from export.variants import Written, write_variants
 from service.artifact import Artifact, Golden
 from service.manifest import (
@@ -57,6 +54,7 @@ ALL_VARIANTS: tuple[VariantName, ...] = (
     "torchscript-int8",
 )
 GOLDEN_FILE = "golden.safetensors"
+INITIAL_FILE = "initial.safetensors"
 PRODUCERS = ("torch", "onnx", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]  # told what begins
@@ -100,15 +98,15 @@ def export(
     gate = Gate(reference, x, ports, source.pipeline)
     gate.check_causal()
     progress("lowering")
-    trace = trace_step(reference, torch.from_numpy(x))
-    network = lower(read_form(trace), trace)
-    ports = _with_ranges(ports, network, gate)
+    lowered = lower_reference(reference, torch.from_numpy(x))
+    ports = _with_ranges(ports, lowered, gate)
     with staging(out / name) as folder:
         progress("writing the graphs")
-        files, left_out = write_variants(folder, network, ports, variants)
+        files, left_out = write_variants(folder, lowered, ports, variants)
         _write_golden(folder, gate.golden, ports)
-        lowering = _lowering(network, type(source.module).__name__, left_out)
-        draft = _draft(source, name, ports, lowering, reference, folder, files)
+        initial = _write_initial(folder, reference, ports)
+        lowering = _lowering(lowered, reference.name, left_out)
+        draft = _draft(source, name, ports, lowering, reference, folder, initial, files)
         draft = draft.model_copy(update={"default_variant": _default(default_variant, files)})
         measured: list[Measured] = []
         proven: dict[VariantName, Variant] = {}
@@ -153,17 +151,17 @@ def model_input(source: Source) -> Array:
 
 def _ports(reference: Reference, x: Array) -> Ports:
     with torch.no_grad():
-        y, _ = reference.run(torch.from_numpy(x[:1, :1]), reference.zeros(1))
-    dtype: Literal["float32", "int64"] = "int64" if x.dtype.kind == "i" else "float32"
+        initial = reference.initial(1)
+        y, _ = reference.run(torch.from_numpy(x[:1, :1]), initial)
     return Ports(
-        x=Port(dtype=dtype, shape=["B", "T", *x.shape[2:]]),
+        x=Port(dtype="int64" if x.dtype.kind == "i" else "float32", shape=["B", "T", *x.shape[2:]]),
         y=Port(dtype="float32", shape=["B", "T", *y.shape[2:]]),
         states=[
             StatePort(
                 name=s.name,
                 input=f"{s.name}_0",
                 output=f"{s.name}_n",
-                dtype="float32",
+                dtype="float32" if initial[s.name].is_floating_point() else "int64",
                 shape=["B", *s.shape],
             )
             for s in reference.states
@@ -184,7 +182,7 @@ def _check_pipeline(source: Source, ports: Ports) -> None:
             )
 
 
-def _with_ranges(ports: Ports, network: Network, gate: Gate) -> Ports:
+def _with_ranges(ports: Ports, lowered: Lowered, gate: Gate) -> Ports:
     """The ports with what was seen at them, and what the mathematics bounds."""
 
     def seen(values: Array) -> tuple[float, float]:
@@ -195,33 +193,30 @@ def _with_ranges(ports: Ports, network: Network, gate: Gate) -> Ports:
         return port.model_copy(update={"range": gate.state_ranges[port.name], "bound": bound})
 
     case = gate.teacher_forced
-    bounded = bounded_sources(network)
+    bounded = lowered.bounded_states
     return ports.model_copy(
         update={
-            "x": ports.x.model_copy(update={"range": seen(case.x), "ids": network.ids}),
+            "x": ports.x.model_copy(update={"range": seen(case.x), "ids": lowered.ids}),
             "y": ports.y.model_copy(update={"range": seen(case.y)}),
             "states": [state(port) for port in ports.states],
         }
     )
 
 
-def _lowering(network: Network, module: str, left_out: Mapping[VariantName, str]) -> list[Lowering]:
+def _lowering(lowered: Lowered, module: str, left_out: Mapping[VariantName, str]) -> list[Lowering]:
     """The road of every layer, and the variants that were not written."""
-    proof = f"equal to the traced step of {module} in float64 to 1e-10"
-    cells = [
-        Lowering(layer=c.name, road="lstm", why=f"an LSTM of {c.hidden_size} units, {proof}")
-        for c in network.cells
-    ]
-    ports = [
-        Lowering(
-            layer=f"state {port}",
-            road="general",
-            why=f"not carried by LSTM cells: its step is written operator by operator, {proof}",
-        )
-        for port in network.free
-    ]
     gone = [Lowering(layer=v, road="not written", why=why) for v, why in left_out.items()]
-    return cells + ports + gone
+    return lowered.roads(module) + gone
+
+
+def _write_initial(folder: Path, reference: Reference, ports: Ports) -> File | None:
+    """The initial state, where it is not zeros: name_0 -> (1, ...)."""
+    initial = {name: value.numpy() for name, value in reference.initial(1).items()}
+    if not any(value.any() for value in initial.values()):
+        return None
+    tensors = {s.input: np.ascontiguousarray(initial[s.name]) for s in ports.states}
+    save_file(tensors, folder / INITIAL_FILE)
+    return describe_file(folder / INITIAL_FILE)
 
 
 def _write_golden(folder: Path, golden: Golden, ports: Ports) -> None:
@@ -245,6 +240,7 @@ def _draft(
     lowering: list[Lowering],
     reference: Reference,
     folder: Path,
+    initial: File | None,
     files: Mapping[VariantName, tuple[File, File | None]],
 ) -> Manifest:
     """The manifest before the proof: every variant is loaded as if it were isolated."""
@@ -253,7 +249,7 @@ def _draft(
         name=name,
         version="0" * 16,
         producer={"python": platform.python_version(), **{p: version(p) for p in PRODUCERS}},
-        mode="causal",
+        mode=reference.mode,
         ports=ports,
         pipeline=source.pipeline,
         default_variant=next(iter(files)),
@@ -262,6 +258,7 @@ def _draft(
             for variant, (file, step) in files.items()
         },
         golden=describe_file(folder / GOLDEN_FILE),
+        initial=initial,
         lowering=lowering,
         provenance=Provenance(
             module=source.spec,
@@ -277,7 +274,7 @@ def _prove(
     folder: Path, draft: Manifest, name: VariantName, gate: Gate, x: Array, atol: float | None
 ) -> tuple[Variant, list[Measured]]:
     artifact = Artifact(folder, draft)
-    isolated = is_isolated(Runtime(artifact, name), x, artifact.layout.zeros())
+    isolated = is_isolated(Runtime(artifact, name), x, artifact.initial)
     entry = draft.variants[name].model_copy(update={"isolated": isolated})
     variants = {**draft.variants, name: entry}
     runtime = Runtime(Artifact(folder, draft.model_copy(update={"variants": variants})), name)

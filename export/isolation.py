@@ -17,23 +17,23 @@ MAX_BATCH = 64
 HOSTILE = (1.0, 1e4, 1e30, 1e-40)  # neighbours' scale; the last is denormal
 
 
-def is_isolated(runtime: Runtime, x: Array, zeros: State) -> bool:
+def is_isolated(runtime: Runtime, x: Array, initial: State) -> bool:
     """Run `runtime` (loaded as if it were isolated) over random batches of the example.
 
     Args:
         x: (N, T, ...) the example in the model's units.
-        zeros: the state of one fresh session, name -> (1, ...).
+        initial: the state of one fresh session, name -> (1, ...).
     """
     rng = np.random.default_rng(0)
-    return all(_trial(runtime, x, zeros, rng) for _ in range(TRIALS))
+    return all(_trial(runtime, x, initial, rng) for _ in range(TRIALS))
 
 
-def _trial(runtime: Runtime, x: Array, zeros: State, rng: np.random.Generator) -> bool:
+def _trial(runtime: Runtime, x: Array, initial: State, rng: np.random.Generator) -> bool:
     steps = int(rng.integers(1, min(STEPS, x.shape[1]) + 1))
     start = int(rng.integers(0, x.shape[1] - steps + 1))
     row = x[rng.integers(len(x)), start : start + steps][None]
     state = {
-        name: rng.uniform(-1, 1, value.shape).astype(value.dtype) for name, value in zeros.items()
+        name: rng.uniform(-1, 1, value.shape).astype(value.dtype) for name, value in initial.items()
     }
     alone, alone_state = _step_by_step(runtime, row, state)
     batch = int(rng.integers(2, MAX_BATCH + 1))

@@ -32,7 +32,6 @@ MAX_ROWS = 4
 HORIZON = 50
 STARTS = 16
 MAX_CHUNK = 64
-PREFIXES = 12  # of a module that gives its last step only, each a call on all before it
 GOLDEN_ROWS, GOLDEN_STEPS = 4, 64
 TEACHER_FORCED, CLOSED_LOOP = "teacher-forced", "closed-loop"
 
@@ -132,11 +131,9 @@ class Gate:
             CausalityError: it does not; the message says where, and what looks ahead.
         """
         case = self.teacher_forced
-        last = case.x.shape[1] - 1
-        steps = list(range(last + 1))
-        if self._reference.call.is_last_only:  # one call a step, on all that precedes it
-            drawn = self._rng.integers(0, last, PREFIXES)
-            steps = sorted({0, 1, last, *(int(t) for t in drawn)})
+        count = case.x.shape[1]
+        steps = self._reference.whole_steps(count)
+        steps = list(range(count) if steps is None else steps)
         with torch.no_grad():
             whole = self._reference.whole(torch.from_numpy(case.x), steps).numpy()
         chunked = case.y[:, steps]
@@ -147,7 +144,7 @@ class Gate:
             raise CausalityError(
                 f"the module gives another y in chunks than over the whole sequence: off by "
                 f"{np.nanmax(error):.1e} (allowed {FLOAT_TOLERANCE.atol:g}), worst at step {step} "
-                f"of {last + 1}. {self._reference.what_looks_ahead()}"
+                f"of {count}. {self._reference.what_looks_ahead()}"
             )
 
     def tolerances(self, variant: str, override: float | None) -> dict[str, Tolerance]:
@@ -169,7 +166,7 @@ class Gate:
     def measure(self, runtime: Runtime, override: float | None = None) -> list[Measured]:
         """Run every case through `runtime`."""
         tolerances = self.tolerances(runtime.variant, override)
-        y, states = _run_chunks(runtime, self.teacher_forced, self._zeros())
+        y, states = _run_chunks(runtime, self.teacher_forced, self._initial())
         measured = [_compare(runtime.variant, self.teacher_forced, y, tolerances[TEACHER_FORCED])]
         if self.closed_loop:
             start = self._gather(states)
@@ -177,9 +174,9 @@ class Gate:
             measured.append(_compare(runtime.variant, self.closed_loop, y, tolerances[CLOSED_LOOP]))
         return measured
 
-    def _zeros(self) -> State:
-        zeros = self._reference.zeros(len(self.teacher_forced.x))
-        return {name: value.numpy() for name, value in zeros.items()}
+    def _initial(self) -> State:
+        initial = self._reference.initial(len(self.teacher_forced.x))
+        return {name: value.numpy() for name, value in initial.items()}
 
     def _can_close(self) -> bool:
         x, y = self._ports.x, self._ports.y
@@ -245,7 +242,7 @@ def _run_reference(
 ) -> tuple[Array, dict[int, State]]:
     """y, and the state before each cut."""
     ys, states = [], {}
-    state = reference.zeros(len(x))
+    state = reference.initial(len(x))
     with torch.no_grad():
         for start, stop in _chunks(cuts, x.shape[1]):
             states[start] = {name: value.numpy() for name, value in state.items()}
@@ -272,12 +269,12 @@ def _compare(variant: str, case: Case, y: Array, tolerance: Tolerance) -> Measur
 
 
 def _golden(reference: Reference, x: Array) -> Golden:
-    """A few windows of the example, evenly spaced, from the zero state."""
+    """A few windows of the example, evenly spaced, from the initial state."""
     steps = min(GOLDEN_STEPS, x.shape[1])
     starts = np.linspace(0, x.shape[1] - steps, GOLDEN_ROWS).astype(int)
     rows = np.stack([x[k % len(x), s : s + steps] for k, s in enumerate(starts)])
     with torch.no_grad():
-        y, final = reference.run(torch.from_numpy(rows), reference.zeros(GOLDEN_ROWS))
+        y, final = reference.run(torch.from_numpy(rows), reference.initial(GOLDEN_ROWS))
     return Golden(rows, y.numpy(), {name: value.numpy() for name, value in final.items()})
 
 

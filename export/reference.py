@@ -1,63 +1,54 @@
-"""The reference: the user's eager module behind one inner interface, batch first.
+"""The reference: the user's trained model behind one inner interface, batch first.
 
     run(x (B, T, ...), state) -> (y (B, T, ...), state')
 
-All that the rest of export ever sees. How a module is called (`Call`) and where its batch and
-time axes lie is found out by calling it: with batches of 2 and of 3, with 5 steps, and the axes
-that grow are the batch's. What works in more than one way is an error that lists the ways.
+All that the rest of export ever sees, however the model is called, wherever its state was hidden,
+and whatever it was written in. The artifact's variants are held against it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-import torch
-from torch import Tensor, nn
-
-from export.call import Call, Tree, leaves, parse_call
-from export.errors import CallError
-from export.lift import Lifted
+from torch import Tensor
 
 State = dict[str, Tensor]  # name -> (B, ...)
-
-COMMON_CALLS = (  # most common first, as read in public implementations
-    "X, (h, c)=None -> Y, (h, c)",
-    "x, (h, c) -> h, c",
-    "X, h=None -> Y, h",
-    "x, h -> h",
-    "x, (h, c) -> y, (h, c)",
-    "x, h -> y, h",
-    "x, h, c -> h, c",
-)
-HIDDEN_STATE = ("X -> Y", "X -> y")  # then the states of its torch layers are lifted out
-PROBE_BATCHES, PROBE_STEPS = (2, 3), 5  # three different numbers, so that no axis is mistaken
 
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One state: its name, its shape without the batch, and the axis of the batch outside."""
+    """One state: its name, and its shape without the batch."""
 
     name: str
     shape: tuple[int, ...]
-    batch_axis: int
 
 
-class Reference:
-    """A module that was found to work when called like `call`."""
+class Reference(Protocol):
+    """A trained model that can be advanced by chunks."""
 
-    def __init__(
-        self, module: nn.Module, call: Call, time_axis: int, states: tuple[StateSpec, ...]
-    ) -> None:
-        self.module = module
-        self.call = call
-        self.time_axis = time_axis  # of X and Y outside: 0 or 1; 1 where there is none
-        self.states = states
+    @property
+    def name(self) -> str:
+        """What the user calls it: the class of the module, or the file."""
+        ...
+
+    @property
+    def mode(self) -> Literal["causal", "windowed"]: ...
+
+    @property
+    def states(self) -> Sequence[StateSpec]: ...
+
+    @property
+    def axis_sizes(self) -> set[int]:
+        """The sizes of all axes of weights and states, so that a batch can be told from them."""
+        ...
 
     def describe(self) -> str:
-        axes = ("; X is (time, batch, ...)", "; X is (batch, time, ...)")[self.time_axis]
-        return self.call.text + (axes if self.call.is_sequence else "")
+        """How the model is called, in the notation of `--call`, and where its axes lie."""
+        ...
 
-    def zeros(self, batch: int) -> State:
-        return {s.name: torch.zeros(batch, *s.shape) for s in self.states}
+    def initial(self, batch: int) -> State:
+        """The state of sessions that have not begun: name -> (B, ...)."""
+        ...
 
     def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Advance by a chunk, in eager mode.
@@ -68,221 +59,20 @@ class Reference:
         Returns:
             y (B, T, ...) and the state after the last step.
         """
-        if self.call.is_sequence and not self.call.is_last_only:
-            y, state = self._call(x.movedim(1, self.time_axis), state)
-            return y.movedim(self.time_axis, 1), state
-        ys = []
-        for t in range(x.shape[1]):
-            y, state = self._call(self._piece(x, t, t + 1), state)
-            ys.append(y)
-        return torch.stack(ys, dim=1), state
+        ...
+
+    def whole_steps(self, steps: int) -> Sequence[int] | None:
+        """Which steps of a sequence `whole` should be asked for; None: all, at no more cost."""
+        ...
 
     def whole(self, x: Tensor, steps: Sequence[int]) -> Tensor:
-        """y of some steps as the module gives it by itself: (B, len(steps), ...).
+        """y of some steps as the module gives it by itself, from its own start.
 
-        The whole sequence in one call where it takes one; for an output of the last step alone,
-        one call for each of the steps, on all that precedes it.
+        Returns:
+            (B, len(steps), ...): what `run` is held against before anything is lowered.
         """
-        start: State = {} if self.call.starts_itself else self.zeros(x.shape[0])
-        if self.call.is_last_only:
-            calls = (self._call(self._piece(x, 0, t + 1), start)[0] for t in steps)
-            return torch.stack(list(calls), dim=1)
-        if self.call.is_sequence:
-            y, _ = self._call(x.movedim(1, self.time_axis), start)
-            return y.movedim(self.time_axis, 1)[:, list(steps)]
-        return self.run(x, start or self.zeros(x.shape[0]))[0][:, list(steps)]
+        ...
 
     def what_looks_ahead(self) -> str:
-        """Why a module may not be causal, in words for its user."""
-        names = [n for n, m in self.module.named_modules() if getattr(m, "bidirectional", False)]
-        both = [f"`{name.removeprefix('module.') or 'the module'}`" for name in names]
-        if both:
-            return f"{' and '.join(both)} is bidirectional: it looks ahead"
-        return "It looks ahead, or keeps state that it does not return"
-
-    def _piece(self, x: Tensor, start: int, stop: int) -> Tensor:
-        if self.call.is_sequence:
-            return x[:, start:stop].movedim(1, self.time_axis)
-        return x[:, start]
-
-    def _call(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One call of the module; without a state it starts by itself."""
-        values: dict[str, Tensor | None] = {
-            s.name: state[s.name].movedim(0, s.batch_axis) if state else None for s in self.states
-        }
-        values |= {"x": x, "X": x}
-        returned = self.module(*(_fill(tree, values) for tree in self.call.arguments))
-        found = dict(_match(self.call.results, returned))
-        out = {s.name: found[s.name].movedim(s.batch_axis, 0) for s in self.states}
-        return found[self.call.output], out
-
-
-def find_reference(module: nn.Module, x: Tensor, notation: str | None = None) -> Reference:
-    """Find out how `module` is called.
-
-    Args:
-        module: in eval mode.
-        x: (B, T, ...), a piece of the example; its features and dtype count.
-        notation: the `--call` that the user gave; None: the common ones are tried.
-    Raises:
-        CallError: none works (each with its reason), or several do.
-    """
-    texts = (notation,) if notation else COMMON_CALLS
-    found: list[Reference] = []
-    reasons: list[str] = []
-    for text in texts:
-        if text not in HIDDEN_STATE:
-            _try(module, x, parse_call(text), found, reasons)
-    if not found and (notation is None or notation in HIDDEN_STATE):
-        for text in (notation,) if notation else HIDDEN_STATE:
-            if not found:  # a module of one output a step also has a last one
-                _try_lifted(module, x, text, found, reasons)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise CallError(
-            f"no way was found to call {type(module).__name__} with x of "
-            f"{tuple(x.shape[2:])} features a step; tried:\n"
-            + "\n".join(dict.fromkeys(reasons))
-            + '\nSay how it is called, for example --call "x, (h, c) -> h, c"'
-        )
-    ways = "\n".join(f'  --call "{r.call.text}"' for r in found)
-    raise CallError(f"{type(module).__name__} can be called in several ways; choose one:\n{ways}")
-
-
-def _try(
-    module: nn.Module, x: Tensor, call: Call, found: list[Reference], reasons: list[str]
-) -> None:
-    """Call `module` in this way, time or batch first; what works goes to `found`."""
-    for time_axis in (1, 0) if call.is_sequence else (1,):
-        try:
-            found.append(_probe(module, x, call, time_axis))
-        except Exception as error:  # whatever the user's code raises is the reason
-            reasons.append(f"  {call.text}: {_first_line(error)}")
-
-
-def _try_lifted(
-    module: nn.Module, x: Tensor, text: str, found: list[Reference], reasons: list[str]
-) -> None:
-    """The same for a module that hides its states, with these lifted out."""
-    try:
-        lifted = Lifted(module, _probe_input(x, PROBE_BATCHES[0]))
-    except Exception as error:  # whatever the user's code raises is the reason
-        reasons.append(f"  {text}: {_first_line(error)}")
-        return
-    names = ", ".join(lifted.state_names)
-    output = text[-1]
-    call = parse_call(f"X, {names} -> {output}, {names}")
-    told = f"{text}, with its state {names} lifted out"
-    _try(lifted.eval(), x, replace(call, text=told, starts_itself=True), found, reasons)
-
-
-def _probe(module: nn.Module, x: Tensor, call: Call, time_axis: int) -> Reference:
-    errors: list[Exception] = []
-    for shapes in _state_shapes(module, x, call, time_axis):
-        try:
-            reference = Reference(module, call, time_axis, shapes)
-            for batch in PROBE_BATCHES:
-                _check_shapes(reference, _probe_input(x, batch), batch)
-            return reference
-        except Exception as error:
-            errors.append(error)
-    raise errors[0] if errors else CallError("no state shape fits")
-
-
-def _probe_input(x: Tensor, batch: int) -> Tensor:
-    flat = x.reshape(-1, *x.shape[2:])
-    index = torch.arange(batch * PROBE_STEPS) % flat.shape[0]
-    return flat[index].reshape(batch, PROBE_STEPS, *x.shape[2:])
-
-
-def _state_shapes(
-    module: nn.Module, x: Tensor, call: Call, time_axis: int
-) -> Iterator[tuple[StateSpec, ...]]:
-    if call.starts_itself:
-        yield _returned_states(module, x, call, time_axis)
-        return
-    for size in _hidden_sizes(module, x):
-        yield tuple(StateSpec(name, (size,), 0) for name in call.states)
-        yield tuple(StateSpec(name, (1, size), 1) for name in call.states)
-
-
-def _hidden_sizes(module: nn.Module, x: Tensor) -> list[int]:
-    """Sizes that a state may have: an axis of a weight, a gate's share of it, or it without x."""
-    axes = {n for value in module.state_dict().values() for n in value.shape}
-    shares = {n // k for n in axes for k in (4, 3, 2) if n % k == 0}
-    width = x.shape[-1] if x.ndim > 2 else 0
-    beside_x = {n - width for n in axes if n > width}
-    return [*sorted(axes), *sorted((shares | beside_x) - axes)]
-
-
-def _returned_states(
-    module: nn.Module, x: Tensor, call: Call, time_axis: int
-) -> tuple[StateSpec, ...]:
-    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in call.states}
-    for batch in PROBE_BATCHES:
-        outside = _probe_input(x, batch).movedim(1, time_axis)
-        values = dict.fromkeys(call.states) | {"x": outside, "X": outside}
-        arguments = (_fill(tree, values) for tree in call.arguments)
-        with torch.no_grad():
-            returned = dict(_match(call.results, module(*arguments)))
-        for name in call.states:
-            shapes[name].append(tuple(returned[name].shape))
-    return tuple(_compare(name, *pair) for name, pair in shapes.items())
-
-
-def _compare(name: str, small: tuple[int, ...], large: tuple[int, ...]) -> StateSpec:
-    grown = [i for i, (a, b) in enumerate(zip(small, large, strict=True)) if a != b]
-    if len(grown) != 1 or (small[grown[0]], large[grown[0]]) != PROBE_BATCHES:
-        raise CallError(
-            f"state `{name}` has shape {small} for a batch of {PROBE_BATCHES[0]} and {large} "
-            f"for {PROBE_BATCHES[1]}; no one axis is the batch"
-        )
-    axis = grown[0]
-    return StateSpec(name, small[:axis] + small[axis + 1 :], axis)
-
-
-def _check_shapes(reference: Reference, x: Tensor, batch: int) -> None:
-    with torch.no_grad():
-        y, state = reference.run(x, reference.zeros(batch))
-    if tuple(y.shape[:2]) != (batch, PROBE_STEPS):
-        raise CallError(f"y has shape {tuple(y.shape)}, expected ({batch}, {PROBE_STEPS}, ...)")
-    for spec in reference.states:
-        if tuple(state[spec.name].shape) != (batch, *spec.shape):
-            raise CallError(
-                f"state `{spec.name}` went in as {(batch, *spec.shape)} "
-                f"and came out as {tuple(state[spec.name].shape)}"
-            )
-
-
-def _fill(tree: Tree, values: Mapping[str, Tensor | None]) -> object:
-    """The argument for `tree`; None for a group of states that are all None."""
-    if isinstance(tree, str):
-        return values[tree]
-    filled = tuple(_fill(branch, values) for branch in tree)
-    return None if all(part is None for part in filled) else filled
-
-
-def _match(results: tuple[Tree, ...], returned: object) -> Iterator[tuple[str, Tensor]]:
-    """Pair the names of `results` with what the module returned; one name stands for the whole."""
-    if len(results) == 1 and isinstance(results[0], str):
-        yield from _match_tree(results[0], returned)
-    else:
-        yield from _match_tree(results, returned)
-
-
-def _match_tree(tree: Tree, returned: object) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, str):
-        if not isinstance(returned, Tensor):
-            raise CallError(f"`{tree}` came back as {type(returned).__name__}, expected a tensor")
-        yield tree, returned
-        return
-    if not isinstance(returned, tuple | list) or len(returned) != len(tree):
-        got = f"{len(returned)} values" if isinstance(returned, tuple | list) else "one value"
-        raise CallError(f"expected {len(tree)} values for ({', '.join(leaves(tree))}), got {got}")
-    for branch, value in zip(tree, returned, strict=True):
-        yield from _match_tree(branch, value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        """Why the module may not be causal, and what to do, in words for its user."""
+        ...

@@ -96,6 +96,8 @@ class LoweredSequence(nn.Module):
     forward(x (B, T, ...), *states (B, ...)) -> (y, *states').
     """
 
+    is_step = False
+
     def __init__(self, network: Network, ports: Ports) -> None:
         super().__init__()
         self._network = network
@@ -132,6 +134,8 @@ class LoweredSequence(nn.Module):
 
 class LoweredStep(nn.Module):
     """Any network, one step: forward(x (B, ...), *states (B, ...)) -> (y (B, ...), *states')."""
+
+    is_step = True
 
     def __init__(self, network: Network, ports: Ports) -> None:
         super().__init__()
@@ -174,19 +178,16 @@ class LoweredStep(nn.Module):
         return y, *_unflatten(self._ports, new, batch)
 
 
-Lowered = LoweredSequence | LoweredStep
-
-
-def lowered_module(network: Network, ports: Ports) -> Lowered:
+def lowered_module(network: Network, ports: Ports) -> nn.Module:
     """The network as torch layers: whole chunks where it is all LSTM, else step by step."""
     if fits_lstm_nodes(network):
         return LoweredSequence(network, ports)
     return LoweredStep(network, ports)
 
 
-def script(module: Lowered, ports: Ports) -> torch.jit.ScriptModule:
+def script(module: nn.Module, ports: Ports) -> torch.jit.ScriptModule:
     """TorchScript of `forward(x (B, T, ...), *states) -> (y, *states')`, of any B and T."""
-    steps = () if isinstance(module, LoweredStep) else (TRACE_STEPS,)
+    steps = () if module.is_step else (TRACE_STEPS,)
     kind = torch.int64 if ports.x.dtype == "int64" else torch.float32
     x = torch.zeros(TRACE_BATCH, *steps, *(int(d) for d in ports.x.shape[2:]), dtype=kind)
     states = [torch.zeros(TRACE_BATCH, *(int(d) for d in s.shape[1:])) for s in ports.states]
@@ -196,7 +197,7 @@ def script(module: Lowered, ports: Ports) -> torch.jit.ScriptModule:
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
             module.eval(), (x, *states)
         )
-        return _loop(traced, len(states)) if isinstance(module, LoweredStep) else traced
+        return _loop(traced, len(states)) if module.is_step else traced
 
 
 def _loop(step: torch.jit.ScriptModule, count: int) -> torch.jit.ScriptModule:
@@ -221,14 +222,14 @@ class _Loop(torch.jit.ScriptModule):
         self.step = step
 
 
-def quantize(module: Lowered) -> Lowered:
+def quantize(module: nn.Module) -> nn.Module:
     """Dynamic int8 by torch's own `quantize_dynamic`: a copy in which every layer is quantized.
 
     Raises:
         NothingQuantizedError: there is no layer to quantize.
     """
     with _quiet():
-        quantized: Lowered = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        quantized: nn.Module = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             module.eval(), {nn.LSTM, nn.Linear}, dtype=torch.qint8
         )
     left = [name for name, m in quantized.named_modules() if type(m) in (nn.LSTM, nn.Linear)]

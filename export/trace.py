@@ -78,8 +78,7 @@ def trace_step(reference: Reference, x: Tensor) -> Trace:
     Raises:
         LoweringError: the module could not be traced.
     """
-    taken = {n for p in reference.module.state_dict().values() for n in p.shape}
-    taken |= {n for s in reference.states for n in s.shape} | set(x.shape[2:])
+    taken = reference.axis_sizes | set(x.shape[2:])
     batch = next(p for p in BATCH_PRIMES if p not in taken)
     rows = x.reshape(-1, *x.shape[2:])
     first = rows[torch.arange(batch) % rows.shape[0]].unsqueeze(1)  # (B, 1, ...)
@@ -89,13 +88,11 @@ def trace_step(reference: Reference, x: Tensor) -> Trace:
         y, state = reference.run(x, dict(zip(names, states, strict=True)))
         return (y, *(state[name] for name in names))
 
-    inputs = (first, *reference.zeros(batch).values())
+    inputs = (first, *reference.initial(batch).values())
     try:
         graph = _make_graph(step, inputs)
     except Exception as error:  # whatever the user's code raises
-        raise LoweringError(
-            f"one step of {type(reference.module).__name__} could not be traced: {error}"
-        ) from error
+        raise LoweringError(f"one step of {reference.name} could not be traced: {error}") from error
     trace = Trace(graph, batch, tuple(x.shape[2:]), (), names)
     return Trace(graph, batch, tuple(x.shape[2:]), shape_of(trace.outputs()[0])[2:], names)
 

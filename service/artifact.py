@@ -34,7 +34,7 @@ Array = np.ndarray
 class Golden:
     """A few real sequences and the reference's answers, in the model's units.
 
-    x (N, T, ...), y (N, T, ...) and the final states (N, ...), from the zero (or initial) state.
+    x (N, T, ...), y (N, T, ...) and the final states (N, ...), from the initial state.
     """
 
     x: Array
@@ -82,6 +82,14 @@ class Artifact:
             f"{self.manifest.name} has no variant `{name}`, "
             f"expected one of {sorted(self.manifest.variants)}"
         )
+
+    @cached_property
+    def initial(self) -> State:
+        """The state of one session that has not begun: name -> (1, ...); zeros if not stored."""
+        if self.manifest.initial is None:
+            return self.layout.zeros()
+        tensors = load_file(self.path / self.manifest.initial.file)
+        return {s.name: tensors[s.input] for s in self.manifest.ports.states}
 
     def golden(self) -> Golden:
         tensors = load_file(self.path / self.manifest.golden.file)
@@ -133,6 +141,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _files(manifest: Manifest) -> Mapping[str, File]:
     files: dict[str, File] = {"golden": manifest.golden}
+    if manifest.initial:
+        files["initial"] = manifest.initial
     for name, variant in manifest.variants.items():
         files[name] = variant
         if variant.step:

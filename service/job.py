@@ -87,7 +87,7 @@ class Job:
     def start(self, before: Record | None, birth: int) -> None:
         """Run from `before`, or as a new session."""
         model = self.model
-        base = before or begin(birth, model.name, model.version, model.zero_state)
+        base = before or begin(birth, model.name, model.version, model.initial_state)
         self.progress = Progress(before, base, base.state)
 
     def restart(self) -> None:

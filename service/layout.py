@@ -57,7 +57,7 @@ class StateLayout:
         return self._row.itemsize
 
     def zeros(self) -> State:
-        """The state of one fresh session: name -> (1, ...) zeros."""
+        """One row of zeros: name -> (1, ...)."""
         return {s.name: np.zeros((1, *self._shape(s)), s.dtype) for s in self.ports}
 
     def pack(self, state: State) -> list[bytes]:

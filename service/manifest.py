@@ -135,6 +135,7 @@ class Manifest(_Part):
     default_variant: VariantName
     variants: dict[VariantName, Variant]
     golden: File
+    initial: File | None = None  # of the states, where a session does not begin with zeros
     lowering: list[Lowering]
     provenance: Provenance
 
@@ -171,7 +172,10 @@ def content_version(manifest: Manifest) -> str:
     content = manifest.model_dump(
         mode="json",
         exclude_none=True,
-        include={"schema_version", "name", "mode", "ports", "pipeline", "golden", "provenance"},
+        include={
+            *("schema_version", "name", "mode", "ports"),
+            *("pipeline", "golden", "initial", "provenance"),
+        },
     )
     content["files"] = {
         name: [variant.sha256, variant.step.sha256 if variant.step else None]

@@ -87,9 +87,9 @@ class Model:
         return RowShape(tuple(int(dim) for dim in port.shape[2:]), port.dtype)
 
     @cached_property
-    def zero_state(self) -> bytes:
+    def initial_state(self) -> bytes:
         """The blob of a session that has not begun."""
-        return self.artifact.layout.pack(self.artifact.layout.zeros())[0]
+        return self.artifact.layout.pack(self.artifact.initial)[0]
 
     def encode(self, x: Array) -> Array:
         """Raw x (T, ...) -> (T, ...) of the port's dtype, in the model's units. A copy.
@@ -181,14 +181,14 @@ def _read_golden(artifact: Artifact) -> Golden:
 
 def _self_test(artifact: Artifact, runtime: Runtime, golden: Golden) -> None:
     tolerance = _tolerance(artifact.variant(runtime.variant))
-    zeros = artifact.layout.zeros()
+    initial = artifact.initial
     found: list[Array] = []
     ways: dict[str, Callable[[], Array]] = {
         "each alone": lambda: np.concatenate(
-            [runtime.run(golden.x[n : n + 1], zeros)[0] for n in range(len(golden.x))]
+            [runtime.run(golden.x[n : n + 1], initial)[0] for n in range(len(golden.x))]
         ),
-        "in one batch": lambda: runtime.run(golden.x, _repeat(zeros, len(golden.x)))[0],
-        "step by step": lambda: _step_by_step(runtime, golden.x[:1], zeros),
+        "in one batch": lambda: runtime.run(golden.x, _repeat(initial, len(golden.x)))[0],
+        "step by step": lambda: _step_by_step(runtime, golden.x[:1], initial),
     }
     for way, compute in ways.items():
         try:
@@ -274,7 +274,7 @@ def _measure_cost(artifact: Artifact, runtime: Runtime, golden: Golden) -> Cost:
 
 def _time_step(artifact: Artifact, runtime: Runtime, golden: Golden, rows: int) -> float:
     x = np.repeat(golden.x[:1, :1], rows, axis=0)
-    state = _repeat(artifact.layout.zeros(), rows)
+    state = _repeat(artifact.initial, rows)
     times = []
     for _ in range(_COST_REPEATS):
         start = time.perf_counter()

@@ -25,7 +25,7 @@ def sequence(model: str, steps: int, seed: int) -> Array:
 
 def whole(model: Model, x: Array) -> list[list[float]]:
     """What JSON says of y of one sequence, run whole and alone in this process."""
-    (y,), _, _ = model.run([model.encode(x)], [model.zero_state])
+    (y,), _, _ = model.run([model.encode(x)], [model.initial_state])
     return [[float(str(value)) for value in row] for row in model.decode(y)]
 
 

@@ -36,7 +36,7 @@ def example(steps: int = STEPS) -> np.ndarray:
 
 
 def zeros(artifact: Artifact, batch: int) -> State:
-    return {n: np.repeat(v, batch, axis=0) for n, v in artifact.layout.zeros().items()}
+    return {n: np.repeat(v, batch, axis=0) for n, v in artifact.initial.items()}
 
 
 class Last(nn.Module):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.called import find_call
 from export.errors import CallError
 from export.lift import Lifted
-from export.reference import find_reference
 
 X = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
 
@@ -103,13 +103,13 @@ def test_chunks_with_the_lifted_state_equal_the_module_by_itself(
     module: nn.Module, call: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """Cut anywhere, the answers are those of the module on the whole sequence."""
-    reference = find_reference(module.eval(), X)
+    reference = find_call(module.eval(), X)
     assert reference.call.text.startswith(call)
     assert {s.name: s.shape for s in reference.states} == shapes
     steps = [0, 6, 20, 39]
     with torch.no_grad():
         wanted = reference.whole(X, steps)
-        first, state = reference.run(X[:, :7], reference.zeros(2))
+        first, state = reference.run(X[:, :7], reference.initial(2))
         second, _ = reference.run(X[:, 7:], state)
     got = torch.cat([first, second], dim=1)[:, steps]
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)

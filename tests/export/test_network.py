@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from export.call import parse_call
+from export.called import CalledModule, Outside
 from export.errors import LoweringError
+from export.finding import find_reference
 from export.form import read_form
 from export.network import LstmCell, Network
 from export.recognise import lower
-from export.reference import Reference, StateSpec, find_reference
+from export.reference import Reference, StateSpec
 from export.trace import trace_step
 from models.networks import CellForecaster, LSTMForecaster
 from tests.export import spellings
@@ -27,7 +29,7 @@ def lowered(module: nn.Module, notation: str | None = None) -> tuple[Reference, 
 def assert_same(reference: Reference, network: Network) -> None:
     """The module's own answers over 30 steps, and its final states, to 1e-6."""
     with torch.no_grad():
-        wanted, state = reference.run(X, reference.zeros(1))
+        wanted, state = reference.run(X, reference.initial(1))
     ours = {name: np.zeros((1, size)) for name, size in network.states.items()}
     for t in range(X.shape[1]):
         y, ours = network.step(X[:, t].double().numpy(), ours)
@@ -121,8 +123,8 @@ def test_layers_of_two_kinds_share_no_road() -> None:
     torch.manual_seed(0)
     module = Both().eval()
     shapes = {"h": 5, "c": 5, "s": 4}
-    specs = tuple(StateSpec(name, (size,), 0) for name, size in shapes.items())
-    reference = Reference(module, parse_call("x, h, c, s -> y, h, c, s"), 1, specs)
+    specs = tuple(Outside(StateSpec(name, (size,)), 0) for name, size in shapes.items())
+    reference = CalledModule(module, parse_call("x, h, c, s -> y, h, c, s"), 1, specs)
     trace = trace_step(reference, X)
     network = lower(read_form(trace), trace)
     assert [cell.h.port for cell in network.cells] == ["h"]

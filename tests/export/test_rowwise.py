@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.finding import find_reference
 from export.form import read_form
 from export.recognise import lower
-from export.reference import find_reference
 from export.rowwise import H_SCALE, ZERO_POINT, bounded_sources, quantize_columns
 from export.trace import trace_step
 from models.zoo import sine_cell

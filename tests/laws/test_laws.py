@@ -58,7 +58,7 @@ def same_bits(a: Array, b: Array) -> bool:
 
 
 def zeros(artifact: Artifact, batch: int) -> State:
-    return {n: np.repeat(v, batch, axis=0) for n, v in artifact.layout.zeros().items()}
+    return {n: np.repeat(v, batch, axis=0) for n, v in artifact.initial.items()}
 
 
 @every_model
@@ -217,5 +217,5 @@ def test_50_interleaved_sessions_equal_50_separate_ones_over_http(
     rows = [raw[20 * k : 20 * k + 25].astype(float) for k in range(SESSIONS)]
     got = asyncio.run(stream_all(running.url, name, [r.tolist() for r in rows], 1))
     for k, sequence in enumerate(rows):
-        (y,), _, _ = model.run([model.encode(sequence)], [model.zero_state])
+        (y,), _, _ = model.run([model.encode(sequence)], [model.initial_state])
         assert got[k] == [[float(str(v)) for v in row] for row in model.decode(y)]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from export.called import find_call
 from export.errors import CallError
-from export.reference import find_reference
 from models.zoo import ZOO
 
 
@@ -18,8 +18,8 @@ def test_a_model_can_be_called_as_its_entry_says(name: str) -> None:
         x = torch.randint(0, 20, (2, 40))
     if name == "transformer":
         with pytest.raises(CallError, match="no recurrent torch layer"):
-            find_reference(module, x, entry.call)
+            find_call(module, x, entry.call)
         return
-    found = find_reference(module, x, entry.call)
+    found = find_call(module, x, entry.call)
     assert found.call.text.startswith(entry.call)
     assert found.states

@@ -126,7 +126,7 @@ def test_a_model_computes_what_plain_numpy_computes(path: Path) -> None:
         model = Model.load(built)
         x = 20 + 3 * np.random.default_rng(0).normal(size=(500, spec.input_size))
         x = x if spec.scaling.x else (x - 20) / 3
-        (y,), _, finite = model.run([model.encode(x)], [model.zero_state])
+        (y,), _, finite = model.run([model.encode(x)], [model.initial_state])
         assert finite == [True]
         assert np.abs(model.decode(y) - oracle(spec, x)).max() < 1e-5
 
@@ -136,8 +136,8 @@ def test_rows_of_a_batch_give_what_they_give_alone(path: Path) -> None:
     model = Model.load(path)
     rng = np.random.default_rng(1)
     chunks = [model.encode(rng.normal(size=(steps, 1))) for steps in (1, 7, 3, 64)]
-    alone = [model.run([chunk], [model.zero_state]) for chunk in chunks]
-    ys, states, _ = model.run(chunks, [model.zero_state] * 4)
+    alone = [model.run([chunk], [model.initial_state]) for chunk in chunks]
+    ys, states, _ = model.run(chunks, [model.initial_state] * 4)
     for b, ((y,), (state,), _) in enumerate(alone):
         assert np.array_equal(ys[b], y)
         assert states[b] == state
@@ -172,10 +172,10 @@ def test_a_machine_whose_kernels_mix_rows_runs_them_apart(
     assert not model.runtime.isolated
     assert "gives other bits in a batch" in caplog.text
     golden = model.artifact.golden()
-    chunks, states = list(golden.x), [model.zero_state] * len(golden.x)
+    chunks, states = list(golden.x), [model.initial_state] * len(golden.x)
     together, _, _ = model.run(chunks, states)
     for chunk, y in zip(chunks, together, strict=True):
-        (alone,), _, _ = model.run([chunk], [model.zero_state])
+        (alone,), _, _ = model.run([chunk], [model.initial_state])
         assert alone.tobytes() == y.tobytes()
 
 

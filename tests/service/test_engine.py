@@ -88,7 +88,7 @@ def rows(steps: int, seed: int = 0, width: int = 1) -> Array:
 
 def whole(model: Model, x: Array) -> Array:
     """y of one sequence, run whole and alone from the zero state."""
-    (y,), _, _ = model.run([model.encode(x)], [model.zero_state])
+    (y,), _, _ = model.run([model.encode(x)], [model.initial_state])
     return model.decode(y)
 
 
@@ -657,7 +657,7 @@ async def _compare_record(engine: Engine, oracle: Oracle, session_id: str) -> No
     record: Record = await engine.look_up(SessionKey("", session_id))
     model = oracle.model
     x = model.encode(np.concatenate(oracle.rows[session_id]))
-    _, (state,), _ = model.run([x], [model.zero_state])
+    _, (state,), _ = model.run([x], [model.initial_state])
     assert (record.step, record.state) == (len(x), state)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.called import find_call
 from export.errors import CallError
-from export.reference import find_reference
 from models.cells import LSTMCell
 from models.networks import CellForecaster, LSTMForecaster
 
@@ -30,7 +30,7 @@ def test_common_calls_are_found(
     module: nn.Module, call: str, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """The notation and the states' shapes, without the batch, in the module's own order."""
-    found = find_reference(module.eval(), X)
+    found = find_call(module.eval(), X)
     assert found.call.text == call
     assert {s.name: s.shape for s in found.states} == shapes
 
@@ -40,9 +40,9 @@ def test_the_inner_interface_is_batch_first(batch_first: bool) -> None:
     """Whatever the module's axes are, run() gives what the module gives, batch and time first."""
     torch.manual_seed(0)
     module = nn.LSTM(3, 8, 2, batch_first=batch_first).eval()
-    reference = find_reference(module, X)
+    reference = find_call(module, X)
     with torch.no_grad():
-        y, state = reference.run(X, reference.zeros(2))
+        y, state = reference.run(X, reference.initial(2))
         wanted, (h, c) = module(X if batch_first else X.transpose(0, 1))
     assert torch.equal(y, wanted if batch_first else wanted.transpose(0, 1))
     assert torch.equal(state["h"], h.transpose(0, 1))
@@ -52,7 +52,7 @@ def test_the_inner_interface_is_batch_first(batch_first: bool) -> None:
 def test_no_way_lists_what_was_tried() -> None:
     """A module of other width is refused with the reason of every try."""
     with pytest.raises(CallError, match=r"no way .* \(3,\) features a step; tried:\n(?s:.*)--call"):
-        find_reference(LSTMCell(5, 8).eval(), X)
+        find_call(LSTMCell(5, 8).eval(), X)
 
 
 def test_several_ways_are_an_error_that_lists_them() -> None:
@@ -67,5 +67,5 @@ def test_several_ways_are_an_error_that_lists_them() -> None:
             return self.cell(x, state[0] if len(state) == 1 else state)
 
     with pytest.raises(CallError, match=r"several ways(?s:.*)x, \(h, c\) -> h, c(?s:.*)x, h, c"):
-        find_reference(Both().eval(), X)
-    assert find_reference(Both().eval(), X, "x, h, c -> h, c").states[0].shape == (8,)
+        find_call(Both().eval(), X)
+    assert find_call(Both().eval(), X, "x, h, c -> h, c").states[0].shape == (8,)

@@ -1,0 +1,19 @@
+"""Which reference a source has: the ways to take a trained model, tried in order."""
+
+from torch import Tensor, nn
+
+from export.called import find_call
+from export.reference import Reference
+
+
+def find_reference(module: nn.Module, x: Tensor, notation: str | None = None) -> Reference:
+    """Find out how `module` is called and where its state is.
+
+    Args:
+        module: in eval mode.
+        x: (B, T, ...), a piece of the example; its features and dtype count.
+        notation: the `--call` that the user gave; None: the common ones are tried.
+    Raises:
+        CallError: none works (each with its reason), or several do.
+    """
+    return find_call(module, x, notation)

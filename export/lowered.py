@@ -1,0 +1,50 @@
+"""What lowering makes of a reference: something that can write itself as every kind of variant."""
+
+from collections.abc import Set
+from typing import Protocol
+
+import onnx
+from torch import nn
+
+from service.manifest import Lowering, Ports
+
+Graphs = tuple[onnx.ModelProto, onnx.ModelProto]  # over a chunk with lengths; of one step
+
+
+class Lowered(Protocol):
+    """A model that was proven equal to its reference's step, ready to be written."""
+
+    @property
+    def ids(self) -> int | None:
+        """x is an integer from 0 to ids - 1; None: x is real."""
+        ...
+
+    @property
+    def bounded_states(self) -> Set[str]:
+        """The states that lie in [-1, 1] whatever the input."""
+        ...
+
+    def roads(self, module: str) -> list[Lowering]:
+        """Which road each layer of `module` took, and why."""
+        ...
+
+    def float_graphs(self, ports: Ports) -> Graphs: ...
+
+    def rowwise_graphs(self, ports: Ports) -> Graphs:
+        """The same with row-isolated int8 products.
+
+        Raises:
+            NothingQuantizedError: there would be none.
+        """
+        ...
+
+    def torch_module(self, ports: Ports) -> nn.Module:
+        """What TorchScript is made of: `forward(x, *states) -> (y, *states')`.
+
+        Its `is_step` says what x is: one step (B, ...), or a chunk (B, T, ...). What
+        `quantize_dynamic` is to replace stands in it as `nn.LSTM` and `nn.Linear`.
+
+        Raises:
+            LoweringError: it cannot be had; the TorchScript variants are left out, and why is said.
+        """
+        ...

@@ -1,0 +1,69 @@
+"""The road that a reference takes to its graphs: LSTM cells where the mathematics finds them."""
+
+from collections.abc import Set
+
+from torch import Tensor, nn
+
+from export import torchscript
+from export.form import read_form
+from export.lowered import Graphs, Lowered
+from export.lstm_graph import fits_lstm_nodes, write_lstm_graphs
+from export.network import Network
+from export.recognise import lower
+from export.reference import Reference
+from export.rowwise import bounded_sources, write_rowwise_graphs
+from export.step_graph import Products, write_step_graphs
+from export.trace import trace_step
+from service.manifest import Lowering, Ports
+
+
+def lower_reference(reference: Reference, x: Tensor) -> Lowered:
+    """Lower one step of `reference`; x (N, T, ...) is the example, as the module takes it.
+
+    Raises:
+        LoweringError: no road was found; the message says what stood in the way.
+    """
+    trace = trace_step(reference, x)
+    return LoweredNetwork(lower(read_form(trace), trace))
+
+
+class LoweredNetwork(Lowered):
+    """A network of cells and affine maps: every variant is written from it."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    @property
+    def ids(self) -> int | None:
+        return self.network.ids
+
+    @property
+    def bounded_states(self) -> Set[str]:
+        return bounded_sources(self.network)
+
+    def roads(self, module: str) -> list[Lowering]:
+        proof = f"equal to the traced step of {module} in float64 to 1e-10"
+        cells = [
+            Lowering(layer=c.name, road="lstm", why=f"an LSTM of {c.hidden_size} units, {proof}")
+            for c in self.network.cells
+        ]
+        ports = [
+            Lowering(
+                layer=f"state {port}",
+                road="general",
+                why=f"not carried by LSTM cells: its step is written operator by operator, {proof}",
+            )
+            for port in self.network.free
+        ]
+        return cells + ports
+
+    def float_graphs(self, ports: Ports) -> Graphs:
+        if fits_lstm_nodes(self.network):
+            return write_lstm_graphs(self.network, ports)
+        return write_step_graphs(self.network, ports, Products())
+
+    def rowwise_graphs(self, ports: Ports) -> Graphs:
+        return write_rowwise_graphs(self.network, ports)
+
+    def torch_module(self, ports: Ports) -> nn.Module:
+        return torchscript.lowered_module(self.network, ports)
