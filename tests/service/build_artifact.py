@@ -50,6 +50,7 @@ class Spec:
     scaling: Pipeline = field(default_factory=Pipeline)
     overflow_above: float | None = None  # |x| from which y is driven to infinity
     tolerance: float = 1e-5
+    start: float = 0.0  # every element of h and c of a session that has not begun
     golden_error: float = 0.0  # added to the golden y: what the self-test must find
 
 
@@ -63,6 +64,9 @@ def build_artifact(root: Path, spec: Spec) -> Path:
     tensors = {"x": golden.x, "y": golden.y + np.float32(spec.golden_error)}
     tensors |= {f"{name}_n": value for name, value in golden.final.items()}
     save_file(tensors, building / "golden.safetensors")
+    if spec.start:
+        start = np.full((1, 1, spec.hidden_size), spec.start, np.float32)
+        save_file({"h_0": start, "c_0": start}, building / "initial.safetensors")
     return seal(building, _manifest(spec, building))
 
 
@@ -80,10 +84,10 @@ def reseal(path: Path, **changes: Any) -> Path:
 
 
 def oracle(spec: Spec, x: Array) -> Array:
-    """y (T, O) of one raw sequence x (T, I) from the zero state, in float64, raw units."""
+    """y (T, O) of one raw sequence x (T, I) from the initial state, in float64, raw units."""
     weights = _weights(spec)
     x = spec.scaling.encode(x)
-    y, _ = _run(weights, np.asarray(x, np.float64)[np.newaxis])
+    y, _ = _run(weights, np.asarray(x, np.float64)[np.newaxis], spec.start)
     return spec.scaling.decode(y[0])
 
 
@@ -113,12 +117,12 @@ def _weights(spec: Spec) -> dict[str, Array]:
     }
 
 
-def _run(weights: dict[str, Array], x: Array) -> tuple[Array, dict[str, Array]]:
+def _run(weights: dict[str, Array], x: Array, start: float) -> tuple[Array, dict[str, Array]]:
     """x (N, T, I) -> y (N, T, O) and the final states (N, 1, H), in float64."""
     w, r = weights["W"][0].astype(np.float64), weights["R"][0].astype(np.float64)
     b = weights["B"][0].astype(np.float64)
     size = r.shape[1]
-    h = c = np.zeros((len(x), size))
+    h = c = np.full((len(x), size), start)
     ys = []
     for t in range(x.shape[1]):
         gates = x[:, t] @ w.T + h @ r.T + b[: 4 * size] + b[4 * size :]
@@ -136,7 +140,7 @@ def _sigmoid(x: Array) -> Array:
 def _golden(spec: Spec, weights: dict[str, Array]) -> Golden:
     rng = np.random.default_rng(spec.seed + 1)
     x = rng.normal(size=(GOLDEN_SEQUENCES, GOLDEN_STEPS, spec.input_size)).astype(np.float32)
-    y, final = _run(weights, x.astype(np.float64))
+    y, final = _run(weights, x.astype(np.float64), spec.start)
     narrow = {name: np.ascontiguousarray(value, np.float32) for name, value in final.items()}
     return Golden(x, y.astype(np.float32), narrow)
 
@@ -254,6 +258,7 @@ def _manifest(spec: Spec, building: Path) -> Manifest:
         default_variant="onnx-fp32",
         variants={"onnx-fp32": Variant(**graph.model_dump(), isolated=True, parity=[parity])},
         golden=describe_file(building / "golden.safetensors"),
+        initial=describe_file(building / "initial.safetensors") if spec.start else None,
         lowering=[Lowering(layer="lstm", road="LSTM", why="one layer, one direction")],
         provenance=Provenance(
             call="X, (h, c)=None -> Y, (h, c)",

@@ -131,6 +131,27 @@ def test_a_model_computes_what_plain_numpy_computes(path: Path) -> None:
         assert np.abs(model.decode(y) - oracle(spec, x)).max() < 1e-5
 
 
+def test_a_session_begins_with_the_initial_state_that_is_stored(tmp_path: Path) -> None:
+    """A learned start, not zeros: y is what plain numpy gives from there, and not from zeros."""
+    spec = Spec("learned-start", seed=1, start=0.5)
+    model = Model.load(build_artifact(tmp_path, spec))
+    x = np.random.default_rng(5).normal(size=(20, 1))
+    (y,), _, _ = model.run([model.encode(x)], [model.initial_state])
+    np.testing.assert_allclose(y, oracle(spec, x), atol=1e-5, rtol=0)
+    assert np.abs(y - oracle(SPEC, x)).max() > 0.01
+
+
+def test_a_tampered_initial_state_is_refused(tmp_path: Path) -> None:
+    """It carries its sha256 as every file does, and counts in the version."""
+    path = build_artifact(tmp_path, Spec("learned-start", seed=1, start=0.5))
+    flip_byte(path / "initial.safetensors")
+    with pytest.raises(ArtifactError, match=r"for initial \(initial\.safetensors\)"):
+        Artifact.load(path)
+    edit_manifest(path, initial=None)
+    with pytest.raises(ArtifactError, match="its content makes"):
+        Artifact.load(path)
+
+
 def test_rows_of_a_batch_give_what_they_give_alone(path: Path) -> None:
     """Whatever the lengths beside them, bit for bit."""
     model = Model.load(path)
