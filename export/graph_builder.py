@@ -50,7 +50,7 @@ class GraphBuilder:
         if key not in self._constants:
             name = self.fresh(hint)
             self._constants[key] = name
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return self._constants[key]
 
     def ints(self, *values: int) -> str:

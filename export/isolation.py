@@ -49,7 +49,10 @@ def _trial(runtime: Runtime, x: Array, initial: State, rng: np.random.Generator)
     padded = np.concatenate([crowd, np.zeros_like(crowd)], axis=1)
     lengths = rng.integers(1, 2 * steps + 1, batch)
     lengths[place] = steps
-    y, new = runtime.run(padded, crowd_state, lengths)
+    try:
+        y, new = runtime.run(padded, crowd_state, lengths)
+    except RuntimeError:  # torch's int8 products refuse the whole batch for one row that is NaN
+        return False
     same = y[place, :steps].tobytes() == alone[0].tobytes()
     return same and all(new[n][place].tobytes() == alone_state[n][0].tobytes() for n in new)
 

@@ -1,14 +1,19 @@
-"""The road that a reference takes to its graphs: LSTM cells where the mathematics finds them."""
+"""The road that a reference takes to its graphs: cells where the mathematics finds them.
+
+What the affine form cannot say is lowered operator by operator.
+"""
 
 from collections.abc import Set
 
 from torch import Tensor, nn
 
 from export import torchscript
+from export.errors import LoweringError
 from export.form import read_form
 from export.lowered import Graphs, Lowered
 from export.lstm_graph import fits_lstm_nodes, write_lstm_graphs
 from export.network import Network
+from export.operators import lower_operators
 from export.recognise import lower
 from export.reference import Reference
 from export.rowwise import bounded_sources, write_rowwise_graphs
@@ -23,8 +28,14 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
     Raises:
         LoweringError: no road was found; the message says what stood in the way.
     """
-    trace = trace_step(reference, x)
-    return LoweredNetwork(lower(read_form(trace), trace))
+    try:
+        trace = trace_step(reference, x)
+        return LoweredNetwork(lower(read_form(trace), trace))
+    except LoweringError as error:
+        try:
+            return lower_operators(reference, x, why=str(error))
+        except LoweringError as other:
+            raise LoweringError(f"{error}; and operator by operator: {other}") from other
 
 
 class LoweredNetwork(Lowered):

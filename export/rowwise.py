@@ -89,12 +89,25 @@ class RowwiseProducts(Products):
 def _product(g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mapping[str, str]) -> str:
     """The sum of products of bounded sources, and the bias, as one int8 product."""
     matrices = [term.matrix for term in terms if term.matrix is not None]
-    weight, scale = quantize_columns(np.concatenate(matrices, axis=1))
+    sources = [values[term.source] for term in terms]
+    return int8_product(g, sources, np.concatenate(matrices, axis=1), bias)
+
+
+def int8_product(
+    g: GraphBuilder, sources: list[str], matrix: Array, bias: Array, peak: float = 1.0
+) -> str:
+    """Values in [-peak, peak], joined on the last axis, times a matrix, plus a bias.
+
+    Args:
+        matrix: (n_out, n_in) float64.
+        bias: (n_out,).
+    """
+    weight, scale = quantize_columns(matrix)
     return g.one(
         "MatMulIntegerToFloat",
-        _quantize(g, [values[term.source] for term in terms]),
+        _quantize(g, sources, peak),
         g.constant(weight, "weight_u8"),
-        g.constant(np.array(H_SCALE, np.float32), "h_scale"),
+        g.constant(np.array(peak * H_SCALE, np.float32), "h_scale"),
         g.constant(scale, "weight_scale"),
         g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
         g.constant(np.full(len(bias), ZERO_POINT, np.uint8), "zero_points"),
@@ -103,12 +116,12 @@ def _product(g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mappin
     )
 
 
-def _quantize(g: GraphBuilder, names: list[str]) -> str:
+def _quantize(g: GraphBuilder, names: list[str], peak: float) -> str:
     whole = names[0] if len(names) == 1 else g.shared("Concat", *names, axis=1)
     return g.shared(
         "QuantizeLinear",
         whole,
-        g.constant(np.array(H_SCALE, np.float32), "h_scale"),
+        g.constant(np.array(peak * H_SCALE, np.float32), "h_scale"),
         g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
     )
 

@@ -1,25 +1,18 @@
-"""A network as plain operators: the step graph, and the chunk graph as a Scan over it.
+"""A network as plain operators, on flat values: one step, written as it is and as a Scan.
 
-The two share every operator, so they give the same bits. Which of the products are int8 is the
-`Products` object's choice (see `rowwise`); here all is float32 if it says nothing else.
+Which of the products are int8 is the `Products` object's choice (see `rowwise`); here all is
+float32 if it says nothing else.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
 from export.form import Affine, Root
-from export.graph_builder import (
-    GraphBuilder,
-    finish_states,
-    flat_size,
-    join_pieces,
-    port_infos,
-    take_slice,
-)
+from export.graph_builder import GraphBuilder, join_pieces, take_slice
+from export.lowered import Graphs
 from export.network import LstmCell, Network
+from export.scan import Shape, Step, write_graphs
 from service.manifest import Ports
 
 Array = np.ndarray
@@ -34,15 +27,38 @@ class Products:
         return g.affine(affine, values)
 
 
-def write_step_graphs(
-    network: Network, ports: Ports, products: Products
-) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def write_step_graphs(network: Network, ports: Ports, products: Products) -> Graphs:
     """The chunk graph and the step graph."""
-    return _chunk_graph(network, ports, products), _step_graph(network, ports, products)
+    return write_graphs(_NetworkStep(network, products), ports)
+
+
+class _NetworkStep(Step):
+    """One step on flat values: x (B, I), each state (B, n) -> y (B, O), each new state."""
+
+    def __init__(self, network: Network, products: Products) -> None:
+        self._network = network
+        self._products = products
+
+    @property
+    def x_shape(self) -> Shape:
+        return (self._network.x_size,)
+
+    @property
+    def y_shape(self) -> Shape:
+        return (self._network.y.size,)
+
+    @property
+    def state_shapes(self) -> dict[str, Shape]:
+        return {port: (size,) for port, size in self._network.states.items()}
+
+    def write(
+        self, g: GraphBuilder, x: str, states: Mapping[str, str]
+    ) -> tuple[str, dict[str, str]]:
+        return _Body(g, self._network, self._products).write(x, states)
 
 
 class _Body:
-    """One step on flat values: x (B, I), each state (B, n) -> y (B, O), each new state."""
+    """The nodes of one step, as they are appended to one graph."""
 
     def __init__(self, g: GraphBuilder, network: Network, products: Products) -> None:
         self._g = g
@@ -90,67 +106,3 @@ class _Body:
         candidate = g.one("Tanh", z_tanh)
         new_c = g.one("Add", g.one("Mul", f_, c), g.one("Mul", i_, candidate))
         return g.one("Mul", o_, g.one("Tanh", new_c)), new_c
-
-
-def _step_graph(network: Network, ports: Ports, products: Products) -> onnx.ModelProto:
-    g = GraphBuilder()
-    x = g.one("Reshape", "x", g.ints(-1, flat_size(ports.x, 2)))
-    flat = {
-        s.name: g.one("Reshape", s.input, g.ints(-1, network.states[s.name])) for s in ports.states
-    }
-    y, new = _Body(g, network, products).write(x, flat)
-    g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
-    finish_states(g, new, ports)
-    return g.model(*port_infos(ports, 1))
-
-
-def _chunk_graph(network: Network, ports: Ports, products: Products) -> onnx.ModelProto:
-    g = GraphBuilder()
-    body = _scan_body(g, network, products)
-    x = "x" if len(ports.x.shape) == 3 else g.one("Reshape", "x", g.ints(0, 0, network.x_size))
-    steps = g.one("Squeeze", g.one("Shape", "x", start=1, end=2), g.ints(0))
-    zero, one = (g.constant(np.array(n, np.int64), "int") for n in (0, 1))
-    times = g.one("Range", zero, steps, one)
-    flat = [g.one("Reshape", s.input, g.ints(-1, network.states[s.name])) for s in ports.states]
-    lengths = helper.make_node("Unsqueeze", ["lengths", g.ints(1)], ["lengths_column"])
-    g.nodes.append(lengths)
-    *new, y = g.node(
-        "Scan",
-        [*flat, times, x],
-        outputs=len(flat) + 1,
-        body=body,
-        num_scan_inputs=2,
-        scan_input_axes=[0, 1],
-        scan_output_axes=[1],
-    )
-    if len(ports.y.shape) != 3:
-        y = g.one("Reshape", y, g.ints(0, 0, *(int(d) for d in ports.y.shape[2:])))
-    g.name(y, "y")
-    finish_states(g, {s.name: value for s, value in zip(ports.states, new, strict=True)}, ports)
-    return g.model(*port_infos(ports, "T"))
-
-
-def _scan_body(g: GraphBuilder, network: Network, products: Products) -> onnx.GraphProto:
-    """One step of the Scan: states, t, x_t -> states', y_t; rows past their length stand still."""
-    outer, g.nodes = g.nodes, []
-    states = {port: f"{port}_in" for port in network.states}
-    y, new = _Body(g, network, products).write("x_t", states)
-    live = g.one("Less", "t", "lengths_column")  # (B, 1)
-    for port in states:
-        g.nodes.append(helper.make_node("Where", [live, new[port], states[port]], [f"{port}_out"]))
-    nothing = g.constant(np.zeros((), np.float32), "zero")
-    g.nodes.append(helper.make_node("Where", [live, y, nothing], ["y_t"]))
-    nodes, g.nodes = g.nodes, outer
-
-    def info(name: str, size: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, kind, ["B", size])
-
-    sizes = network.states
-    kind_of_x = TensorProto.FLOAT if network.ids is None else TensorProto.INT64
-    inputs = [info(f"{port}_in", sizes[port]) for port in states]
-    inputs += [
-        helper.make_tensor_value_info("t", TensorProto.INT64, []),
-        info("x_t", network.x_size, kind_of_x),
-    ]
-    outputs = [info(f"{port}_out", sizes[port]) for port in states] + [info("y_t", network.y.size)]
-    return helper.make_graph(nodes, "step", inputs, outputs)

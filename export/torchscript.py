@@ -25,6 +25,7 @@ from export.errors import LoweringError, NothingQuantizedError
 from export.form import Affine, Root
 from export.lstm_graph import fits_lstm_nodes
 from export.network import LstmCell, Network, StateSlice
+from export.step_code import StepCode
 from export.step_graph import OWN_H
 from export.terms import Rows, split
 from service.manifest import Ports
@@ -186,7 +187,14 @@ def lowered_module(network: Network, ports: Ports) -> nn.Module:
 
 
 def script(module: nn.Module, ports: Ports) -> torch.jit.ScriptModule:
-    """TorchScript of `forward(x (B, T, ...), *states) -> (y, *states')`, of any B and T."""
+    """TorchScript of `forward(x (B, T, ...), *states) -> (y, *states')`, of any B and T.
+
+    Raises:
+        LoweringError: torch.jit does not take it.
+    """
+    if isinstance(module, StepCode):
+        with _quiet():
+            return _loop(module.script(), len(ports.states))
     steps = () if module.is_step else (TRACE_STEPS,)
     kind = torch.int64 if ports.x.dtype == "int64" else torch.float32
     x = torch.zeros(TRACE_BATCH, *steps, *(int(d) for d in ports.x.shape[2:]), dtype=kind)

@@ -37,7 +37,11 @@ def write_variants(
             elif variant == "onnx-int8":
                 write_stock_int8(float_graph, target)
             else:
-                module = lowered.torch_module(ports)
+                try:
+                    module = lowered.torch_module(ports)
+                except LoweringError as error:
+                    left_out[variant] = str(error)
+                    continue
                 if variant == "torchscript-int8":
                     module = torchscript.quantize(module)
                 torchscript.save(torchscript.script(module, ports), target)
