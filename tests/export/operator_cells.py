@@ -139,24 +139,6 @@ class SRU(nn.Module):
         return torch.stack(ys, dim=1), state
 
 
-class QRNN(nn.Module):
-    """A window of two inputs as state, fo-pooling (Bradbury et al., 2017), leaky relu for tanh."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(1, 3 * HIDDEN, 2)
-
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        before, c = state
-        window = torch.stack([before, x], dim=2)
-        z, f, o = self.conv(window).squeeze(2).chunk(3, 1)
-        f = f.sigmoid()
-        c = f * c + (1 - f) * F.leaky_relu(z)
-        return o.sigmoid() * c, (x, c)
-
-
 class Picking(nn.Module):
     """Where, gather, sort and comparison: the greatest two of h drive a switched update."""
 
