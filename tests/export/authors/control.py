@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from tests.export.authors.entry import Entry, beside, flags, road, waves
 
+
 class RecurrentPolicy(nn.Module):
     """masks is 0 where the episode has just begun; actor and critic"""
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from tests.export.authors.entry import Entry, last, road, spectra, waves, whole
 
+
 class NoiseSuppressor(nn.Module):
     """magnitudes in, enhanced magnitudes out"""
 

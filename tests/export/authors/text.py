@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.export.authors.entry import Entry, road, tokens, waves, whole, windows
 
+
 class TextGenerator(nn.Module):
     """tied weights, and scores flattened for the loss: (batch * time, vocabulary)"""
 
