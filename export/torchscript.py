@@ -200,8 +200,10 @@ def script(module: nn.Module, ports: Ports) -> torch.jit.ScriptModule:
     x = torch.zeros(TRACE_BATCH, *steps, *(int(d) for d in ports.x.shape[2:]), dtype=kind)
     states = [torch.zeros(TRACE_BATCH, *(int(d) for d in s.shape[1:])) for s in ports.states]
     with _quiet(), torch.no_grad():
-        # Else a second trace in this process has all its names mangled.
+        # Else a second trace in this process has all its names mangled. Without the store that
+        # goes with the registry, scripting a class once more reads freed memory.
         torch._C._jit_clear_class_registry()
+        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
         traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
             module.eval(), (x, *states)
         )

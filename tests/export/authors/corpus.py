@@ -1,0 +1,26 @@
+"""All authors: name -> entry."""
+
+from tests.export.authors import (
+    cells,
+    control,
+    forecasting,
+    gates,
+    recurrences,
+    relatives,
+    speech,
+    text,
+    windows,
+)
+from tests.export.authors.entry import Entry
+
+CORPUS: dict[str, Entry] = {
+    **cells.ENTRIES,
+    **relatives.ENTRIES,
+    **gates.ENTRIES,
+    **recurrences.ENTRIES,
+    **forecasting.ENTRIES,
+    **windows.ENTRIES,
+    **speech.ENTRIES,
+    **text.ENTRIES,
+    **control.ENTRIES,
+}
