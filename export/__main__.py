@@ -77,12 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("module", metavar="MODULE:FACTORY", help="a class or function that builds the module")
     add("--weights", type=Path, required=True, help="its state_dict: .safetensors, .pt or .pth")
-    add("--example", type=Path, required=True, help="real input in raw units, .npy (T, features)")
+    add(
+        "--example",
+        type=Path,
+        required=True,
+        help="real input in raw units, .npy (T, features); or .txt",
+    )
     add("--name", required=True, help="the artifact's name: lower case, digits, . _ -")
     add(
         "--out", type=Path, default=Path("artifacts"), help="where NAME/VERSION/ goes (%(default)s)"
     )
-    add("--pipeline", type=Path, help="the scaling of x and y, .json")
+    add(
+        "--pipeline",
+        type=Path,
+        help="what stands before and after the module, .json: scaling of x and y, vocabulary, "
+        "classes, choose, alarm (README)",
+    )
     add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"')
     add("--init", metavar="JSON", default="{}", help="keywords for FACTORY")
     add(

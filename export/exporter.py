@@ -42,7 +42,7 @@ from service.manifest import (
     content_version,
     describe_file,
 )
-from service.pipeline import Scaling
+from service.pipeline import Pipeline
 from service.runtime import Runtime
 
 Array = np.ndarray
@@ -94,12 +94,13 @@ def export(
     reference = find_reference(source.module, torch.from_numpy(x[:, :64]), notation)
     progress("running the reference")
     ports = _ports(reference, x)
-    _check_pipeline(source, ports)
+    _check_pipeline(source, ports, x)
     gate = Gate(reference, x, ports, source.pipeline)
     gate.check_causal()
     progress("lowering")
     lowered = lower_reference(reference, torch.from_numpy(x))
-    ports = _with_ranges(ports, lowered, gate)
+    ports = _with_ranges(ports, lowered, gate, source.pipeline)
+    _check_pipeline(source, ports, x)  # what ids there are is known now
     with staging(out / name) as folder:
         progress("writing the graphs")
         files, left_out = write_variants(folder, lowered, ports, variants)
@@ -169,20 +170,18 @@ def _ports(reference: Reference, x: Array) -> Ports:
     )
 
 
-def _check_pipeline(source: Source, ports: Ports) -> None:
-    scalings: list[tuple[str, Scaling | None, Port]] = [
-        ("x", source.pipeline.x, ports.x),
-        ("y", source.pipeline.y, ports.y),
-    ]
-    for what, scaling, port in scalings:
-        if scaling and (len(port.shape) < 3 or port.shape[-1] != len(scaling.mean)):
-            raise SourceError(
-                f"the pipeline's `{what}` has {len(scaling.mean)} features, "
-                f"the module's {what} has shape {port.shape}"
-            )
+def _check_pipeline(source: Source, ports: Ports, x: Array) -> None:
+    if misfit := source.pipeline.misfit(ports.x, ports.y):
+        raise SourceError(misfit)
+    tokens = source.pipeline.vocabulary
+    if tokens and x.dtype.kind == "i" and not 0 <= int(x.min()) <= int(x.max()) < len(tokens):
+        raise SourceError(
+            f"the example holds ids from {x.min()} to {x.max()}, the pipeline's `vocabulary` has "
+            f"{len(tokens)} tokens: 0 to {len(tokens) - 1}"
+        )
 
 
-def _with_ranges(ports: Ports, lowered: Lowered, gate: Gate) -> Ports:
+def _with_ranges(ports: Ports, lowered: Lowered, gate: Gate, pipeline: Pipeline) -> Ports:
     """The ports with what was seen at them, and what the mathematics bounds."""
 
     def seen(values: Array) -> tuple[float, float]:
@@ -194,9 +193,12 @@ def _with_ranges(ports: Ports, lowered: Lowered, gate: Gate) -> Ports:
 
     case = gate.teacher_forced
     bounded = lowered.bounded_states
+    ids = lowered.ids
+    if ids is None and ports.x.dtype == "int64" and pipeline.vocabulary is not None:
+        ids = len(pipeline.vocabulary)  # the module does not say what it takes, the user does
     return ports.model_copy(
         update={
-            "x": ports.x.model_copy(update={"range": seen(case.x), "ids": lowered.ids}),
+            "x": ports.x.model_copy(update={"range": seen(case.x), "ids": ids}),
             "y": ports.y.model_copy(update={"range": seen(case.y)}),
             "states": [state(port) for port in ports.states],
         }

@@ -6,12 +6,14 @@ Rules
   variant gets the same sequence in random chunks with its own state carried.
 - `teacher-forced`: the example's real input, at least `MIN_STEPS` steps (a shorter example is
   cycled, and the report says so). `closed-loop`, for models whose y can be their next x: from many
-  points of the example, each feeds its own output back for `HORIZON` steps.
+  points of the example, each feeds its own output back for `HORIZON` steps. `generated`, for
+  models of text: the reference writes on greedily from there for `HORIZON` tokens, and the variant
+  reads what it wrote; were it to read its own, one near tie would end the comparison.
 - The tolerance is stated as atol and rtol of the model's units. A variant that exceeds it anywhere
   fails, and then nothing at all is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +35,13 @@ HORIZON = 50
 STARTS = 16
 MAX_CHUNK = 64
 GOLDEN_ROWS, GOLDEN_STEPS = 4, 64
-TEACHER_FORCED, CLOSED_LOOP = "teacher-forced", "closed-loop"
+TEACHER_FORCED, CLOSED_LOOP, GENERATED = "teacher-forced", "closed-loop", "generated"
 
 FLOAT_TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5)
 # int8 is measured against what the output does: a share of the reference's standard deviation,
 # and never less than the floor, which is as much of the data's own where the model is standardised.
-INT8_SHARE = {TEACHER_FORCED: 0.1, CLOSED_LOOP: 0.3}
-INT8_FLOOR = {TEACHER_FORCED: 0.01, CLOSED_LOOP: 0.03}
+INT8_SHARE = {TEACHER_FORCED: 0.1, CLOSED_LOOP: 0.3, GENERATED: 0.1}
+INT8_FLOOR = {TEACHER_FORCED: 0.01, CLOSED_LOOP: 0.03, GENERATED: 0.01}
 FLOAT_CLOSED_LOOP = Tolerance(
     atol=1e-4, rtol=1e-4
 )  # feedback multiplies rounding by the loop's gain
@@ -50,7 +52,8 @@ class Case:
     """One input, and the reference's answer to it, in the model's units.
 
     x (B, T, ...) float32 or int64, y (B, T, ...); `cuts` are the steps at which a chunk begins.
-    In a closed loop x is the first step only, (B, 1, ...), and `starts` are the rows' states.
+    In a closed loop x is the first step only, (B, 1, ...), and the rows begin at `starts` of the
+    teacher-forced case, as those of generated text do.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Gate:
         self.teacher_forced = Case(TEACHER_FORCED, long, y, cuts, cycled)
         self._starts = starts
         self.closed_loop = self._closed_loop_case() if self._can_close() else None
+        self.generated = self._generated_case() if self._can_write() else None
         self.golden = _golden(reference, x)
 
     @property
@@ -152,7 +156,8 @@ class Gate:
         if override is not None:
             return {case.name: Tolerance(atol=override) for case in self.cases}
         if "int8" not in variant:
-            return {TEACHER_FORCED: FLOAT_TOLERANCE, CLOSED_LOOP: FLOAT_CLOSED_LOOP}
+            given = {TEACHER_FORCED: FLOAT_TOLERANCE, GENERATED: FLOAT_TOLERANCE}
+            return {**given, CLOSED_LOOP: FLOAT_CLOSED_LOOP}
         spread = float(self.teacher_forced.y.std())
         return {
             name: Tolerance(atol=_round(max(INT8_FLOOR[name], share * spread)))
@@ -161,7 +166,8 @@ class Gate:
 
     @property
     def cases(self) -> list[Case]:
-        return [self.teacher_forced, *([self.closed_loop] if self.closed_loop else [])]
+        more = [self.closed_loop, self.generated]
+        return [self.teacher_forced, *(case for case in more if case is not None)]
 
     def measure(self, runtime: Runtime, override: float | None = None) -> list[Measured]:
         """Run every case through `runtime`."""
@@ -172,6 +178,9 @@ class Gate:
             start = self._gather(states)
             y = self._run_closed_loop(runtime, start)
             measured.append(_compare(runtime.variant, self.closed_loop, y, tolerances[CLOSED_LOOP]))
+        if self.generated:
+            y, _ = runtime.run(self.generated.x, self._gather(states))
+            measured.append(_compare(runtime.variant, self.generated, y, tolerances[GENERATED]))
         return measured
 
     def _initial(self) -> State:
@@ -180,7 +189,12 @@ class Gate:
 
     def _can_close(self) -> bool:
         x, y = self._ports.x, self._ports.y
+        if self._pipeline.y_means(y.shape[2:]) != "numbers":
+            return False
         return x.dtype == y.dtype == "float32" and x.shape == y.shape
+
+    def _can_write(self) -> bool:
+        return self._pipeline.y_means(self._ports.y.shape[2:]) == "tokens"
 
     def _gather(self, states: Mapping[int, State]) -> State:
         """The states at the starts, all rows of all starts side by side: name -> (S * B, ...)."""
@@ -194,15 +208,31 @@ class Gate:
         return self._pipeline.encode(raw).astype(np.float32)
 
     def _closed_loop_case(self) -> Case:
-        first = np.concatenate([self.teacher_forced.x[:, s : s + 1] for s in self._starts])
+        xs, y = self._roll_out(self._feed_back)
+        return Case(CLOSED_LOOP, xs[:, :1], y, ())
+
+    def _generated_case(self) -> Case:
+        xs, y = self._roll_out(self._write)
+        return Case(GENERATED, xs, y, ())
+
+    def _write(self, y: Array) -> Array:
+        """The likeliest token of each row's step as its next x."""
+        ids = y.argmax(axis=-1)
+        one_hot = self._ports.x.dtype == "float32"
+        return self._pipeline.one_hot(ids) if one_hot else np.asarray(ids, np.int64)
+
+    def _roll_out(self, follow: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """The reference from the starts on, each x made of the y before: x, y (S * B, T, ...)."""
+        x = np.concatenate([self.teacher_forced.x[:, s : s + 1] for s in self._starts])
         states = {n: torch.from_numpy(v) for n, v in self._gather(self._states).items()}
-        x, ys = first, []
+        xs, ys = [], []
         with torch.no_grad():
             for _ in range(HORIZON):
                 y, states = self._reference.run(torch.from_numpy(x), states)
+                xs.append(x)
                 ys.append(y.numpy())
-                x = self._feed_back(ys[-1])
-        return Case(CLOSED_LOOP, first, np.concatenate(ys, axis=1), ())
+                x = follow(ys[-1])
+        return np.concatenate(xs, axis=1), np.concatenate(ys, axis=1)
 
     def _run_closed_loop(self, runtime: Runtime, state: State) -> Array:
         if self.closed_loop is None:

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from export.errors import SourceError
+from service.errors import ClientError
 from service.manifest import sha256_file
-from service.pipeline import Pipeline
+from service.pipeline import EXPECTED, Pipeline
 
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put them
 
@@ -56,20 +57,22 @@ def load_source(
         spec: MODULE:FACTORY; MODULE is importable from here, or a path to a .py file; FACTORY is a
             class or function that returns the module, or the module itself.
         weights: a state_dict in .safetensors, .pt or .pth.
-        example: a .npy file of real input in raw units, (T, ...) or (N, T, ...).
-        pipeline: a JSON file of the scaling between raw units and the module's, or None.
+        example: a .npy file of real input in raw units, (T, ...) or (N, T, ...); where the
+            pipeline has a vocabulary, also a .txt file (UTF-8) of real text.
+        pipeline: a JSON file of what stands before and after the module (`Pipeline`), or None.
         arguments: keywords for FACTORY.
     Raises:
         SourceError: one of them is missing, malformed, or does not fit the others.
     """
     module = _build(spec, arguments or {})
     _load_weights(module, weights)
+    declared = _load_pipeline(pipeline)
     return Source(
         spec,
         module.eval().requires_grad_(False),
         sha256_file(weights),
-        _load_example(example),
-        _load_pipeline(pipeline),
+        _load_text(example, declared) if example.suffix == ".txt" else _load_example(example),
+        declared,
     )
 
 
@@ -198,6 +201,26 @@ def _load_example(path: Path) -> np.ndarray:
     return example
 
 
+def _load_text(path: Path, pipeline: Pipeline) -> np.ndarray:
+    """The token ids (T,) int64 of a text."""
+    if pipeline.tokens is None:
+        raise SourceError(
+            f"example {path} is text, for which the pipeline must declare its `vocabulary` "
+            "(--pipeline); or give token ids as a .npy file"
+        )
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"example {path} cannot be read as UTF-8 text: {error}") from error
+    try:
+        ids = pipeline.tokens.ids_of(text)
+    except ClientError as error:
+        raise SourceError(f"example {path}: {error.message}") from error
+    if not len(ids):
+        raise SourceError(f"example {path} is empty; give real text")
+    return ids
+
+
 def _load_pipeline(path: Path | None) -> Pipeline:
     if path is None:
         return Pipeline()
@@ -208,7 +231,5 @@ def _load_pipeline(path: Path | None) -> Pipeline:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "file"
-        raise SourceError(
-            f'pipeline {path}: `{where}`: {first["msg"]}; expected {{"x": {{"mean": [..], "std": '
-            '[..]}, "y": {"mean": [..], "std": [..]}}, either part may be left out'
-        ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise SourceError(f"pipeline {path}: `{where}`: {said}; {EXPECTED}") from error

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.crops import evenly_spaced, random_crops
 from models.scaling import Pipeline
 from models.scores import Score
-from models.text import Text
+from models.text import UNKNOWN, Text
 
 Ids = NDArray[np.int64]
 
@@ -55,7 +55,7 @@ class Language:
         return self.text.holdout
 
     def finished_pipeline(self, model: nn.Module) -> Pipeline:
-        return Pipeline(vocabulary=self.text.vocabulary)
+        return Pipeline(vocabulary=self.text.vocabulary, unknown=UNKNOWN)
 
     def loss(self, model: nn.Module, batch: int, rng: np.random.Generator) -> Tensor:
         return _cross_entropy(model, random_crops(self.text.train, self.steps + 1, batch, rng))

@@ -63,8 +63,8 @@ class Pipeline:
         x: raw input to the network's.
         y: the network's output to raw units.
         vocabulary: the tokens of x and of y, where x is integers and y holds one logit per token:
-            the index in the list is the token's id. A character that the list does not have is
-            read as the list's U+FFFD.
+            the index in the list is the token's id.
+        unknown: the token of the vocabulary that stands for what it does not have.
         classes: what each of the logits of y means.
         alarm: where y is a reconstruction of x.
     """
@@ -72,6 +72,7 @@ class Pipeline:
     x: Scaler | None = None
     y: Scaler | None = None
     vocabulary: tuple[str, ...] | None = None
+    unknown: str | None = None
     classes: tuple[str, ...] | None = None
     alarm: Alarm | None = None
 
@@ -81,6 +82,7 @@ class Pipeline:
             "x": self.x and self.x.to_json(),
             "y": self.y and self.y.to_json(),
             "vocabulary": self.vocabulary and list(self.vocabulary),
+            "unknown": self.unknown,
             "classes": self.classes and list(self.classes),
             "alarm": self.alarm and asdict(self.alarm),
         }

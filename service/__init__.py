@@ -1,5 +1,6 @@
 """Artifact -> live sessions. Imports run left to right only:
 
-errors <- config, wire <- pipeline, manifest, layout, artifact, runtime <- model <- catalog
+errors <- config, vocabulary, choice <- wire <- pipeline <- manifest, reading
+    <- layout, artifact, runtime <- model <- catalog
     <- session <- job <- store, batcher <- engine <- protocols <- api
 """

@@ -89,7 +89,12 @@ class Prediction(BaseModel):
     version: str
     step: int = Field(description="The index of the next step.")
     created: bool = Field(description="Whether this request began the session.")
-    y: list[Any] = Field(description="Rows of (time, ...), raw units.")
+    y: list[Any] | None = Field(None, description="Rows of (time, ...), raw units.")
+    text: str | None = Field(None, description="The characters chosen, one a step.")
+    tokens: list[str] | None = Field(None, description="The tokens chosen, one a step.")
+    labels: list[str] | None = Field(None, description="The classes chosen, one a step.")
+    probabilities: list[list[float]] | None = Field(None, description="Of each class, a step.")
+    alarm: list[bool] | None = Field(None, description="Whether a step's score is too high.")
 
 
 @bentoml.service(
@@ -143,12 +148,17 @@ class Carousel:
     async def predict(
         self,
         session_id: Annotated[str, Field(min_length=1, max_length=256, examples=["pump-7"])],
-        x: Annotated[list[Any], Field(description="Rows of (time, ...).", examples=[[[0.1]]])],
+        x: Annotated[
+            list[Any] | str, Field(description="Rows of (time, ...), or text.", examples=[[[0.1]]])
+        ],
         step: Annotated[int | None, Field(ge=0, description="The index of the first row.")] = None,
         model: Annotated[str | None, Field(description="`name` or `name:version`.")] = None,
+        want: Annotated[list[str] | None, Field(description="Fields of the result.")] = None,
+        choose: Annotated[dict[str, Any] | None, Field(description="How to choose.")] = None,
     ) -> Prediction:
         """Advance one session by the rows of `x`, and begin it if there is none."""
-        body = encode({"session_id": session_id, "x": x, "step": step, "model": model})
+        asked = {"session_id": session_id, "x": x, "step": step, "model": model}
+        body = encode({**asked, "want": want, "choose": choose})
         answer = await self.engine.predict(read_request(body))
         return Prediction.model_validate(orjson.loads(write_answer(answer)))
 

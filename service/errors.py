@@ -53,6 +53,12 @@ class ShapeError(ClientError):
     code = "bad_shape"
 
 
+class UnknownTokenError(ClientError):
+    """A text holds a token that the model's vocabulary does not have."""
+
+    code = "unknown_token"
+
+
 class NotFiniteError(ClientError):
     """An input holds NaN or infinity."""
 

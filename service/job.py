@@ -1,8 +1,9 @@
 """A request on its way through the engine, and its answer, the same under every protocol."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,11 +31,16 @@ class Request:
     rows: Rows
     step: int | None = None
     model: str | None = None  # `name` or `name:version`
+    want: tuple[str, ...] | None = None  # fields of the reply; None: all
+    choose: Mapping[str, Any] | None = None  # None: as the model's pipeline says
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request got; y (T, ...) in raw units, `step` the index of the next step."""
+    """What a request got; y (T, ...) in raw units, `step` the index of the next step.
+
+    `result` is what its reply shows: y, if that was wanted, and what the pipeline reads in it.
+    """
 
     session_id: str
     model: str
@@ -42,6 +48,7 @@ class Answer:
     step: int
     created: bool
     y: Array
+    result: Mapping[str, object]
 
 
 class Job:
@@ -70,9 +77,10 @@ class Job:
                 got=len(rows),
                 expected=self.max_steps,
             )
-        self.model = model
-        self.x = model.encode(rows)
         request = self.request
+        self.model = model
+        self.wish = model.reader.wish(request.want, request.choose)
+        self.x = model.encode(rows)
         self.ask = Ask(request.key.session_id, request.step, digest_of(self.x), request.model)
         self.progress: Progress | None = None
 
@@ -106,13 +114,17 @@ class Job:
         return self._answer(record, self.started.y(), record.last.created)
 
     def _answer(self, record: Record, y: Array, created: bool) -> Answer:
+        y = self.model.decode(y)
+        stream = (self.key.tenant, self.key.session_id)
+        read = self.model.reader.read(y, self.wish, stream, record.last.step)
         return Answer(
             session_id=self.key.session_id,
             model=record.model,
             version=record.version,
             step=record.step,
             created=created,
-            y=self.model.decode(y),
+            y=y,
+            result={"y": y, **read} if "y" in self.wish.fields else read,
         )
 
     def replay(self, record: Record) -> Answer:

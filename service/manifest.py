@@ -147,6 +147,12 @@ class Manifest(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pipeline_fits(self) -> "Manifest":
+        if misfit := self.pipeline.misfit(self.ports.x, self.ports.y):
+            raise ValueError(misfit)
+        return self
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 

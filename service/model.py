@@ -24,6 +24,7 @@ from service.artifact import Array, Artifact, Golden
 from service.errors import ArtifactError, SelfTestError, ShapeError
 from service.layout import State
 from service.manifest import Tolerance, Variant
+from service.reading import Reader
 from service.runtime import Runtime
 from service.wire import RowShape, refuse_not_finite
 
@@ -83,8 +84,16 @@ class Model:
     @cached_property
     def row_shape(self) -> RowShape:
         """What a client's x must look like."""
-        port = self.artifact.manifest.ports.x
-        return RowShape(tuple(int(dim) for dim in port.shape[2:]), port.dtype)
+        manifest = self.artifact.manifest
+        port = manifest.ports.x
+        tail = tuple(int(dim) for dim in port.shape[2:])
+        return RowShape(tail, port.dtype, manifest.pipeline.tokens)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What reads y for a reply."""
+        manifest = self.artifact.manifest
+        return Reader(manifest.pipeline, manifest.ports.y.shape[2:])
 
     @cached_property
     def initial_state(self) -> bytes:
@@ -92,13 +101,15 @@ class Model:
         return self.artifact.layout.pack(self.artifact.initial)[0]
 
     def encode(self, x: Array) -> Array:
-        """Raw x (T, ...) -> (T, ...) of the port's dtype, in the model's units. A copy.
+        """Raw x (T, ...), or (T,) ids -> (T, ...) of the port's dtype, in its units. A copy.
 
         Raises:
             ShapeError: x is not of the shape that the manifest's port says.
             NotFiniteError: x holds NaN or infinity, before or after scaling and the cast.
         """
         shape = self.row_shape
+        if shape.vocabulary is not None and x.ndim < len(shape.tail) + 1:
+            x = self.artifact.manifest.pipeline.one_hot(x)
         if x.ndim != len(shape.tail) + 1 or x.shape[1:] != shape.tail or 0 in x.shape:
             raise ShapeError(
                 f"`x` has shape {x.shape}, expected {shape.wanted} from manifest port `x`"

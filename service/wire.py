@@ -13,7 +13,7 @@ reader, off the hot path, to say what was wrong: Python clients send the literal
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -23,13 +23,14 @@ import numpy as np
 import orjson
 
 from service.errors import ClientError, InvalidJsonError, NotFiniteError, RequestError, ShapeError
+from service.vocabulary import Vocabulary
 
 Array = np.ndarray
 
 MAX_SESSION_ID_CHARS = 256  # long enough for any UUID, path or topic; short enough to be a key
 MAX_STEP = 2**63 - 1  # what a signed 64-bit counter holds, in any store
 
-_FIELDS = "{session_id, x, step?, model?}"
+_FIELDS = "{session_id, x, step?, model?, want?, choose?}"
 _KINDS = {float: "a number", int: "an integer"}
 
 
@@ -40,21 +41,27 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     x: msgspec.Raw
     step: Annotated[int, msgspec.Meta(ge=0)] | None = None
     model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    want: list[str] | None = None
+    choose: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """What `x` of one request must look like: (time, *tail) of numbers of one kind."""
+    """What `x` of one request must look like: (time, *tail) of numbers of one kind, or text."""
 
     tail: tuple[int, ...]
     dtype: Literal["float32", "int64"]
+    vocabulary: Vocabulary | None = None  # None: no text
 
     @property
     def wanted(self) -> str:
-        return "(" + ", ".join(["time", *map(str, self.tail)]) + ("" if self.tail else ",") + ")"
+        text = ", text, or a list of tokens" if self.vocabulary else ""
+        shape = ", ".join(["time", *map(str, self.tail)]) + ("" if self.tail else ",")
+        return f"({shape}){text}"
 
 
 _envelopes = msgspec.json.Decoder(Envelope)
+_texts = msgspec.json.Decoder(str | list[str])
 
 
 def decode_envelope(body: bytes) -> Envelope:
@@ -77,13 +84,16 @@ def decode_envelope(body: bytes) -> Envelope:
 
 
 def decode_rows(raw: bytes, shape: RowShape) -> Array:
-    """Read `x` as (time, *tail), float64 or int64, in the client's units.
+    """Read `x` as (time, *tail), float64 or int64, in the client's units; text as (time,) ids.
 
     Raises:
         ShapeError: it is not an array of that shape, of numbers.
+        UnknownTokenError: it is text, and the vocabulary has not all of it.
         NotFiniteError: a number is too large to be finite.
         InvalidJsonError: a number or string in it is malformed.
     """
+    if shape.vocabulary is not None and _is_text(raw):
+        return _decode_text(raw, shape, shape.vocabulary)
     try:
         nested = _rows_decoder(len(shape.tail) + 1, shape.dtype).decode(raw)
         rows = np.array(nested, "float64" if shape.dtype == "float32" else "int64")
@@ -94,10 +104,29 @@ def decode_rows(raw: bytes, shape: RowShape) -> Array:
     return rows
 
 
+def _is_text(raw: bytes) -> bool:
+    return raw.lstrip(b"[ \t\r\n").startswith(b'"')
+
+
+def _decode_text(raw: bytes, shape: RowShape, vocabulary: Vocabulary) -> Array:
+    try:
+        ids = vocabulary.ids_of(_texts.decode(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _why_not_text(raw, shape) from None
+    if not len(ids):
+        raise _wrong_shape((0,), shape)
+    return ids
+
+
 def encode_answer(
-    session_id: str, model: str, version: str, step: int, created: bool, y: Array
+    session_id: str,
+    model: str,
+    version: str,
+    step: int,
+    created: bool,
+    result: Mapping[str, object],
 ) -> bytes:
-    """The reply to /predict; `step` is the index of the next step, y in raw units."""
+    """The reply to /predict; `step` is the index of the next step, `result` y and what it means."""
     return orjson.dumps(
         {
             "session_id": session_id,
@@ -105,7 +134,7 @@ def encode_answer(
             "version": version,
             "step": step,
             "created": created,
-            "y": y,
+            **result,
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
@@ -149,6 +178,22 @@ def _why_not_rows(raw: bytes, shape: RowShape) -> ClientError:
         return ShapeError(f"`x` is nested too deeply, expected {shape.wanted}")
     except ValueError as error:
         return InvalidJsonError(f"`x` is not JSON: {error}")
+
+
+def _why_not_text(raw: bytes, shape: RowShape) -> ClientError:
+    """What to tell the client about an `x` that begins as text and is neither that nor tokens."""
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except RecursionError:
+        return ShapeError(f"`x` is nested too deeply, expected {shape.wanted}")
+    except ValueError as error:
+        return InvalidJsonError(f"`x` is not JSON: {error}")
+    for place, token in enumerate(value):
+        if not isinstance(token, str):
+            return ShapeError(
+                f"`x[{place}]` is {_show(token)}, not a token, expected {shape.wanted}"
+            )
+    return InvalidJsonError("`x` holds half of a surrogate pair, which is no character")
 
 
 def _explain(value: object, shape: RowShape) -> ClientError:

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.job import Answer, Job, Request
 from service.model import Model
+from service.pipeline import Pipeline
 from service.protocols.asgi import (
     ClientGone,
     Receive,
@@ -69,12 +70,14 @@ def read_request(body: bytes) -> Request:
         rows=JsonRows(bytes(envelope.x)),
         step=envelope.step,
         model=envelope.model,
+        want=None if envelope.want is None else tuple(envelope.want),
+        choose=envelope.choose,
     )
 
 
 def write_answer(answer: Answer) -> bytes:
     return encode_answer(
-        answer.session_id, answer.model, answer.version, answer.step, answer.created, answer.y
+        answer.session_id, answer.model, answer.version, answer.step, answer.created, answer.result
     )
 
 
@@ -215,5 +218,13 @@ def _describe_model(model: Model) -> dict[str, object]:
         "variant": model.runtime.variant,
         "mode": manifest.mode,
         "ports": manifest.ports.model_dump(mode="json", exclude_none=True),
-        "pipeline": manifest.pipeline.x is not None or manifest.pipeline.y is not None,
+        "pipeline": _describe_pipeline(manifest.pipeline),
+        "reply": list(model.reader.fields),
     }
+
+
+def _describe_pipeline(pipeline: Pipeline) -> dict[str, object]:
+    """The parts that there are; of a long one, a vocabulary or a scaling, only that it is there."""
+    parts = pipeline.model_dump(mode="json", exclude_none=True)
+    brief = {"x": "scaled", "y": "scaled", "vocabulary": len(pipeline.vocabulary or ())}
+    return {name: brief.get(name, part) for name, part in parts.items()}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from service.choice import CHOOSE_FORM
 from service.errors import (
     ArtifactError,
     CapacityError,
@@ -19,6 +20,7 @@ from service.errors import (
     StepConflictError,
     TooLongError,
     UnknownModelError,
+    UnknownTokenError,
 )
 
 TAG = "Carousel"
@@ -42,10 +44,12 @@ _REQUEST_SCHEMA: dict[str, Any] = {
     "properties": {
         "session_id": {"type": "string", "minLength": 1, "maxLength": 256},
         "x": {
-            "type": "array",
-            "minItems": 1,
-            "items": {},
-            "description": "Rows of (time, ...), raw units, as GET /models says under `ports`.",
+            "oneOf": [
+                {"type": "array", "minItems": 1, "items": {}},
+                {"type": "string", "minLength": 1},
+            ],
+            "description": "Rows of (time, ...), raw units, as GET /models says under `ports`; for "
+            "a model with a `vocabulary` also text, or a list of its tokens.",
         },
         "step": {
             "type": "integer",
@@ -54,6 +58,20 @@ _REQUEST_SCHEMA: dict[str, Any] = {
             "description": "The index of the first row; makes a retry safe.",
         },
         "model": {"type": "string", "nullable": True, "description": "`name` or `name:version`."},
+        "want": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string"},
+            "nullable": True,
+            "description": "Which fields of the result the reply should hold, of those that GET "
+            "/models lists under `reply`; all, if absent.",
+        },
+        "choose": {
+            "type": "object",
+            "nullable": True,
+            "description": "How a token or class is chosen from its logits, instead of as the "
+            f"model's pipeline says: {CHOOSE_FORM}.",
+        },
     },
 }
 _ANSWER_SCHEMA: dict[str, Any] = {
@@ -65,6 +83,32 @@ _ANSWER_SCHEMA: dict[str, Any] = {
         "step": {"type": "integer", "description": "The index of the next step."},
         "created": {"type": "boolean", "description": "Whether this request began the session."},
         "y": {"type": "array", "items": {}, "description": "Rows of (time, ...), raw units."},
+        "text": {
+            "type": "string",
+            "description": "Of a model with a vocabulary of characters: the one chosen at each "
+            "step, from the logits in `y`.",
+        },
+        "tokens": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "The same where tokens are longer.",
+        },
+        "labels": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Of a model with `classes`: the one chosen at each step.",
+        },
+        "probabilities": {
+            "type": "array",
+            "items": {},
+            "description": "Of a model with `classes`: softmax of `y`, (time, classes).",
+        },
+        "alarm": {
+            "type": "array",
+            "items": {"type": "boolean"},
+            "description": "Of a model with an `alarm`: whether the score in `y` is above the "
+            "threshold.",
+        },
     },
 }
 _ERROR_SCHEMA: dict[str, Any] = {
@@ -87,6 +131,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
         InvalidJsonError,
         RequestError,
         ShapeError,
+        UnknownTokenError,
         NotFiniteError,
         UnknownModelError,
         MethodNotAllowedError,

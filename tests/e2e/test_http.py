@@ -103,7 +103,7 @@ def test_look_up_and_drop_tell_where_a_session_stands(
 def test_models_tells_what_a_client_must_send(
     client: httpx.Client, models: dict[str, Model]
 ) -> None:
-    """Name, version, variant, ports, and whether raw units are converted."""
+    """Name, version, variant, ports, and the pipeline's parts."""
     body = client.get("/models").json()
     assert body["broken"] == []
     served = {model["name"]: model for model in body["models"]}
@@ -111,8 +111,8 @@ def test_models_tells_what_a_client_must_send(
     series = served["series-lstm"]
     assert (series["version"], series["variant"]) == (models["series-lstm"].version, "onnx-fp32")
     assert series["ports"]["x"] == {"dtype": "float32", "shape": ["B", "T", 8]}
-    assert series["pipeline"] is True
-    assert served["sine-cell"]["pipeline"] is False
+    assert (series["pipeline"], series["reply"]) == ({"x": "scaled", "y": "scaled"}, ["y"])
+    assert served["sine-cell"]["pipeline"] == {}
 
 
 def test_health_is_bentomls_and_readiness_is_ours(client: httpx.Client) -> None:

@@ -72,7 +72,10 @@ def test_the_held_out_text_is_read_with_the_state_carried(monkeypatch: pytest.Mo
 def test_the_pipeline_holds_the_vocabulary_in_the_order_of_the_ids() -> None:
     """And nothing else: tokens are not scaled."""
     pipeline = Language(abc, steps=10).finished_pipeline(NextLetter())
-    assert pipeline.to_json() == {"vocabulary": ["a", "b", "c", "\ufffd"]}
+    assert pipeline.to_json() == {
+        "vocabulary": ["a", "b", "c", "\ufffd"],
+        "unknown": "\ufffd",
+    }
 
 
 def test_one_epoch_of_the_real_loop_teaches_the_alphabet(tmp_path: Path) -> None:

@@ -173,11 +173,11 @@ def test_integers_are_numbers_and_tokens_are_integers() -> None:
 
 def test_a_float32_answer_has_the_shortest_digits_and_a_float64_one_all_of_them() -> None:
     """0.1 in float32 is written as 0.1."""
-    narrow = encode_answer("s", "m", "v", 2, True, np.array([[0.1], [1e-7]], np.float32))
+    narrow = encode_answer("s", "m", "v", 2, True, {"y": np.array([[0.1], [1e-7]], np.float32)})
     assert narrow == (
         b'{"session_id":"s","model":"m","version":"v","step":2,"created":true,"y":[[0.1],[1e-7]]}'
     )
-    wide = encode_answer("s", "m", "v", 1, False, np.array([[1 / 3]], np.float64))
+    wide = encode_answer("s", "m", "v", 1, False, {"y": np.array([[1 / 3]], np.float64)})
     assert json.loads(wide)["y"] == [[1 / 3]]
 
 

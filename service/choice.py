@@ -1,0 +1,102 @@
+"""How one of several is chosen by its logit: the greatest, or drawn by chance.
+
+Rules
+- What is drawn at a step is a function of the step's logits, the seed, who draws (`stream`) and
+  the step's index alone: a request that is sent again gets the same, in whatever chunks.
+- Chance is counter-based (Philox; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+  2011): a step's number is found by its index, without those before it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Array = np.ndarray
+
+_WORDS = 4  # of 64 bits that Philox makes of one count; the first is used
+_BLOCK_VALUES = 1 << 20  # logits at a time: 8 MiB in float64, whatever the size of the vocabulary
+
+
+class Argmax(BaseModel):
+    """The greatest logit; of equal ones the first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Literal["argmax"] = "argmax"
+
+
+class Sample(BaseModel):
+    """Drawn with the probabilities softmax(logits / temperature), of the `top_k` greatest only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Literal["sample"]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # unitless
+    top_k: Annotated[int, Field(ge=1)] | None = None  # None: all
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+Choose = Annotated[Argmax | Sample, Field(discriminator="method")]
+CHOOSE_FORM = (
+    '{"method": "argmax"} or {"method": "sample", "temperature": 0.8, "top_k": 40, "seed": 1}'
+)
+
+
+def choose(logits: Array, how: Argmax | Sample, stream: Sequence[str], step: int) -> Array:
+    """One index a step.
+
+    Args:
+        logits: (T, V) finite, of steps `step`, `step` + 1, ... Not changed.
+        how: the method.
+        stream: who draws, such as tenant and session id.
+    Returns:
+        (T,) int64, from 0 to V - 1.
+    """
+    if isinstance(how, Argmax):
+        return np.asarray(logits.argmax(axis=1), np.int64)
+    chances = uniforms(how.seed, stream, step, len(logits))
+    rows = max(1, _BLOCK_VALUES // logits.shape[1])
+    blocks = [
+        _draw(logits[at : at + rows].astype(np.float64), how, chances[at : at + rows])
+        for at in range(0, len(logits), rows)
+    ]
+    return np.concatenate(blocks)
+
+
+def uniforms(seed: int, stream: Sequence[str], first: int, count: int) -> Array:
+    """(count,) float64 in [0, 1): each a function of seed, stream and its index from `first` on."""
+    name = json.dumps([seed, *stream]).encode()
+    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+    words = np.random.Philox(key=key, counter=first).random_raw(_WORDS * count)
+    return np.asarray((words[::_WORDS] >> np.uint64(11)) * 2.0**-53)
+
+
+def softmax(logits: Array) -> Array:
+    """(T, V) -> (T, V) float64; each row sums to 1."""
+    weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _draw(logits: Array, how: Sample, chances: Array) -> Array:
+    """By inversion: the first index at which the cumulated weight exceeds the chance's share."""
+    with np.errstate(over="ignore"):  # a small temperature drives the lesser ones to -inf: weight 0
+        weights = np.exp((logits - logits.max(axis=1, keepdims=True)) / how.temperature)
+    if how.top_k is not None and how.top_k < logits.shape[1]:
+        weights[~_is_among_greatest(logits, how.top_k)] = 0.0
+    cumulated = weights.cumsum(axis=1)
+    total = cumulated[:, -1]
+    share = np.minimum(chances * total, np.nextafter(total, 0.0))  # rounding may reach the total
+    return np.asarray((cumulated <= share[:, None]).sum(axis=1), np.int64)
+
+
+def _is_among_greatest(logits: Array, k: int) -> Array:
+    """(T, V) bool, k true in a row; of those equal to the k-th the first ones are taken."""
+    kth = np.partition(logits, -k, axis=1)[:, -k, None]
+    above = logits > kth
+    equal = logits == kth
+    places = k - above.sum(axis=1, keepdims=True)
+    return np.asarray(above | (equal & (equal.cumsum(axis=1) <= places)))
