@@ -131,7 +131,7 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise ArtifactError(
             f"{file}: `{where}`: {first['msg']} ({error.error_count()} faults in all); "
             "export the model again",

@@ -166,7 +166,8 @@ def _why_not_json(body: bytes, error: Exception) -> ClientError:
     if isinstance(tolerant, dict) and (where := _find_bad_number(tolerant.get("x"))):
         return _not_finite(*where)
     return InvalidJsonError(
-        f"the body is not strict JSON: {error}; NaN and Infinity are not JSON numbers"
+        f"the body is not strict JSON: {error}; NaN and Infinity are not JSON numbers, nor is "
+        "half of a surrogate pair a character"
     )
 
 
@@ -193,7 +194,7 @@ def _why_not_text(raw: bytes, shape: RowShape) -> ClientError:
             return ShapeError(
                 f"`x[{place}]` is {_show(token)}, not a token, expected {shape.wanted}"
             )
-    return InvalidJsonError("`x` holds half of a surrogate pair, which is no character")
+    return InvalidJsonError("`x` is not JSON: it holds half of a surrogate pair")
 
 
 def _explain(value: object, shape: RowShape) -> ClientError:

@@ -52,6 +52,7 @@ class Spec:
     tolerance: float = 1e-5
     start: float = 0.0  # every element of h and c of a session that has not begun
     golden_error: float = 0.0  # added to the golden y: what the self-test must find
+    ids: int | None = None  # x is token ids, of which there are so many
 
 
 def build_artifact(root: Path, spec: Spec) -> Path:
@@ -87,7 +88,7 @@ def oracle(spec: Spec, x: Array) -> Array:
     """y (T, O) of one raw sequence x (T, I) from the initial state, in float64, raw units."""
     weights = _weights(spec)
     x = spec.scaling.encode(x)
-    y, _ = _run(weights, np.asarray(x, np.float64)[np.newaxis], spec.start)
+    y, _ = _run(weights, _embed(weights, x)[np.newaxis], spec.start)
     return spec.scaling.decode(y[0])
 
 
@@ -108,13 +109,19 @@ def _weights(spec: Spec) -> dict[str, Array]:
     def normal(*shape: int) -> Array:
         return rng.normal(0.0, 0.4, shape).astype(np.float32)
 
-    return {
+    weights = {
         "W": normal(1, 4 * h, i),  # ONNX's order of gates: i, o, f, g
         "R": normal(1, 4 * h, h),
         "B": normal(1, 8 * h),
         "head": normal(h, o),
         "bias": normal(o),
     }
+    return weights if spec.ids is None else weights | {"embedding": 5 * normal(spec.ids, i)}
+
+
+def _embed(weights: dict[str, Array], x: Array) -> Array:
+    """Ids (...,) or rows (..., I) -> (..., I) float64."""
+    return np.asarray(weights["embedding"][x] if "embedding" in weights else x, np.float64)
 
 
 def _run(weights: dict[str, Array], x: Array, start: float) -> tuple[Array, dict[str, Array]]:
@@ -139,8 +146,12 @@ def _sigmoid(x: Array) -> Array:
 
 def _golden(spec: Spec, weights: dict[str, Array]) -> Golden:
     rng = np.random.default_rng(spec.seed + 1)
-    x = rng.normal(size=(GOLDEN_SEQUENCES, GOLDEN_STEPS, spec.input_size)).astype(np.float32)
-    y, final = _run(weights, x.astype(np.float64), spec.start)
+    if spec.ids is None:
+        size = (GOLDEN_SEQUENCES, GOLDEN_STEPS, spec.input_size)
+        x: Array = rng.normal(size=size).astype(np.float32)
+    else:
+        x = rng.integers(0, spec.ids, (GOLDEN_SEQUENCES, GOLDEN_STEPS))
+    y, final = _run(weights, _embed(weights, x), spec.start)
     narrow = {name: np.ascontiguousarray(value, np.float32) for name, value in final.items()}
     return Golden(x, y.astype(np.float32), narrow)
 
@@ -160,7 +171,10 @@ def _graph(spec: Spec, weights: dict[str, Array]) -> onnx.ModelProto:
         numpy_helper.from_array(np.array(1, np.int64), "one"),
     ]
     nodes = [
-        helper.make_node("Transpose", ["x"], ["x_time"], perm=[1, 0, 2]),
+        helper.make_node("Identity", ["x"], ["x_rows"])
+        if spec.ids is None
+        else helper.make_node("Gather", ["embedding", "x"], ["x_rows"]),
+        helper.make_node("Transpose", ["x_rows"], ["x_time"], perm=[1, 0, 2]),
         helper.make_node("Cast", ["lengths"], ["lengths_32"], to=TensorProto.INT32),
         helper.make_node("Transpose", ["h_0"], ["h_layer"], perm=[1, 0, 2]),
         helper.make_node("Transpose", ["c_0"], ["c_layer"], perm=[1, 0, 2]),
@@ -192,7 +206,9 @@ def _graph(spec: Spec, weights: dict[str, Array]) -> onnx.ModelProto:
         nodes,
         spec.name,
         [
-            info("x", TensorProto.FLOAT, "B", "T", spec.input_size),
+            info("x", TensorProto.FLOAT, "B", "T", spec.input_size)
+            if spec.ids is None
+            else info("x", TensorProto.INT64, "B", "T"),
             info("lengths", TensorProto.INT64, "B"),
             info("h_0", TensorProto.FLOAT, *state),
             info("c_0", TensorProto.FLOAT, *state),
@@ -250,7 +266,9 @@ def _manifest(spec: Spec, building: Path) -> Manifest:
         producer={"numpy": np.__version__},
         mode="causal",
         ports=Ports(
-            x=Port(dtype="float32", shape=["B", "T", spec.input_size]),
+            x=Port(dtype="float32", shape=["B", "T", spec.input_size])
+            if spec.ids is None
+            else Port(dtype="int64", shape=["B", "T"], ids=spec.ids),
             y=Port(dtype="float32", shape=["B", "T", spec.output_size]),
             states=[state("h"), state("c")],
         ),

@@ -14,7 +14,9 @@ from service.errors import (
     NotFiniteError,
     RequestError,
     ShapeError,
+    UnknownTokenError,
 )
+from service.vocabulary import Vocabulary
 from service.wire import (
     Array,
     RowShape,
@@ -27,6 +29,8 @@ from service.wire import (
 EIGHT = RowShape((8,), "float32")
 ONE = RowShape((1,), "float32")
 TOKENS = RowShape((), "int64")
+TEXT = RowShape((), "int64", Vocabulary("abé"))
+ONE_HOT = RowShape((3,), "float32", Vocabulary("abé"))
 
 
 def test_an_envelope_keeps_x_raw_until_its_model_is_known() -> None:
@@ -127,6 +131,19 @@ def test_a_body_that_is_no_request_is_refused_with_what_was_expected(
         ("[1,9223372036854775808]", TOKENS, ShapeError, "`x[1]` is 9223372036854775808, beyond 64"),
         ("[" * 900 + "]" * 900, ONE, ShapeError, "`x`"),
         ('["\\ud800"]', ONE, ShapeError, "not a number"),
+        ('"ab"', TOKENS, ShapeError, '`x` is "ab", not an integer, expected (time,)'),
+        ('""', TEXT, ShapeError, "has shape (0,), expected (time,), text, or a list of tokens"),
+        ("[]", TEXT, ShapeError, "has shape (0,), expected (time,), text, or a list of tokens"),
+        ('"abc"', TEXT, UnknownTokenError, '`x` holds "c" at position 2'),
+        ('["a",1]', TEXT, ShapeError, "`x[1]` is 1, not a token, expected (time,), text, or a"),
+        ('[1,"a"]', TEXT, ShapeError, '`x[1]` is "a", not an integer, expected (time,), text'),
+        ('[["a"]]', TEXT, ShapeError, '`x[0]` is ["a"], not a token'),
+        ('"\\ud800"', TEXT, InvalidJsonError, "half of a surrogate pair"),
+        ('"a', TEXT, InvalidJsonError, "`x` is not JSON"),
+        ('["' + "z" * 9, TEXT, InvalidJsonError, "`x` is not JSON"),
+        ("[" * 900 + '"' + "]" * 900, TEXT, InvalidJsonError, "`x` is not JSON"),
+        ("[" * 9000 + '"a"' + "]" * 9000, TEXT, ShapeError, "nested too deeply"),
+        ("[2]", ONE_HOT, ShapeError, "has shape (1,), expected (time, 3), text, or a list of"),
     ],
 )
 def test_an_x_that_does_not_fit_the_port_is_refused_with_the_place(
@@ -169,6 +186,31 @@ def test_integers_are_numbers_and_tokens_are_integers() -> None:
     tokens = decode_rows(b"[1,2,9223372036854775807]", TOKENS)
     assert tokens.dtype == np.int64
     assert tokens.tolist() == [1, 2, 2**63 - 1]
+
+
+@pytest.mark.parametrize("shape", [TEXT, ONE_HOT])
+def test_text_is_read_as_ids_where_there_is_a_vocabulary(shape: RowShape) -> None:
+    """A string, or a list of its tokens; escaped or not; what is one-hot is made so later."""
+    for raw in ('"aéb"', ' "a\\u00e9b" ', '["a","é","b"]', '[ "a" , "é", "b"]'):
+        ids = decode_rows(raw.encode(), shape)
+        assert (str(ids.dtype), ids.tolist()) == ("int64", [0, 2, 1])
+
+
+def test_numbers_stay_numbers_where_there_is_a_vocabulary() -> None:
+    """Ids, and one-hot rows."""
+    assert decode_rows(b"[2,0]", TEXT).tolist() == [2, 0]
+    assert decode_rows(b"[[0,0,1]]", ONE_HOT).tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_want_and_choose_are_optional() -> None:
+    """What a reply should hold, and how a token is chosen."""
+    bare = decode_envelope(b'{"session_id":"s","x":"ab"}')
+    assert (bare.want, bare.choose, bytes(bare.x)) == (None, None, b'"ab"')
+    full = decode_envelope(b'{"session_id":"s","x":[1],"want":["y"],"choose":{"method":"argmax"}}')
+    assert (full.want, full.choose) == (["y"], {"method": "argmax"})
+    for wrong in (b'"want":"y"', b'"want":[1]', b'"choose":"argmax"', b'"choose":[]'):
+        with pytest.raises(RequestError, match="Expected"):
+            decode_envelope(b'{"session_id":"s","x":[1],' + wrong + b"}")
 
 
 def test_a_float32_answer_has_the_shortest_digits_and_a_float64_one_all_of_them() -> None:
