@@ -88,9 +88,9 @@ def _draw(logits: Array, how: Sample, chances: Array) -> Array:
     if how.top_k is not None and how.top_k < logits.shape[1]:
         weights[~_is_among_greatest(logits, how.top_k)] = 0.0
     cumulated = weights.cumsum(axis=1)
-    total = cumulated[:, -1]
-    share = np.minimum(chances * total, np.nextafter(total, 0.0))  # rounding may reach the total
-    return np.asarray((cumulated <= share[:, None]).sum(axis=1), np.int64)
+    # A chance is 1 - 2^-53 at most, so its share rounds to less than the total, whatever that is.
+    share = chances[:, None] * cumulated[:, -1:]
+    return np.asarray((cumulated <= share).sum(axis=1), np.int64)
 
 
 def _is_among_greatest(logits: Array, k: int) -> Array:

@@ -120,14 +120,15 @@ def test_extreme_temperatures_and_logits_stay_in_range(temperature: float) -> No
     assert set(drawn.tolist()) == ({0, 1, 2} if temperature > 1 else {0})
 
 
-def test_a_chance_that_rounds_to_the_total_takes_the_last_that_has_weight(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 100])
+def test_the_least_and_greatest_chance_take_none_that_has_no_weight(
+    monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Never one of weight zero behind it."""
-    almost = math.nextafter(1.0, 0.0)
+    """Neither before the first that has, nor behind the last, whatever the total is."""
+    almost = math.nextafter(1.0, 0.0)  # the greatest that 53 bits make
     monkeypatch.setattr("service.choice.uniforms", lambda *_: np.array([almost, 0.0]))
-    z = np.array([[0.1, 0.2, 0.3, -2000.0]] * 2, np.float32)
-    assert choose(z, sample(), STREAM, 0).tolist() == [2, 0]
+    z = np.array([[-2000.0, *logits(1, size)[0], -2000.0]] * 2, np.float32)
+    assert choose(z, sample(), STREAM, 0).tolist() == [size, 1]
 
 
 def test_softmax_sums_to_one_however_large_the_logits() -> None:
