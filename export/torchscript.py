@@ -32,6 +32,7 @@ from service.manifest import Ports
 
 TRACE_BATCH, TRACE_STEPS = 2, 3
 MANGLED = re.compile(rb"___torch_mangle_\d+")
+CONSTANTS = re.compile(rb"(?m)(?:^  \w+ : Final\[.*\n)+")  # torch writes a set of them
 SERIALIZATION_ID = ".data/serialization_id"  # a hash over the records, those left out too
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -273,8 +274,13 @@ def save(scripted: torch.jit.ScriptModule, path: Path) -> None:
             content = full.read(name)
             if inner.endswith((".py", ".pkl")):
                 content = MANGLED.sub(renumber, content)
+                content = CONSTANTS.sub(_in_order, content)
                 inner = MANGLED.sub(renumber, inner.encode()).decode()
             kept.writestr(zipfile.ZipInfo(f"{path.stem}/{inner}"), content)
+
+
+def _in_order(lines: re.Match[bytes]) -> bytes:
+    return b"".join(sorted(lines[0].splitlines(keepends=True)))
 
 
 def _flatten(ports: Ports, states: Sequence[Tensor]) -> dict[str, Tensor]:
