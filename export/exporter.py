@@ -4,7 +4,7 @@
 """
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from export.placing import place, staging
 from export.reference import Reference
 from export.report import write_report
 from export.source import Source
-from export.variants import Written, write_variants
+from export.variants import write_variants
 from service.artifact import Artifact, Golden
 from service.manifest import (
     MANIFEST,
@@ -53,6 +53,7 @@ ALL_VARIANTS: tuple[VariantName, ...] = (
     "torchscript-fp32",
     "torchscript-int8",
 )
+FLOAT_VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "torchscript-fp32")
 GOLDEN_FILE = "golden.safetensors"
 INITIAL_FILE = "initial.safetensors"
 PRODUCERS = ("torch", "onnx", "onnxruntime", "numpy")
@@ -74,7 +75,7 @@ def export(
     out: Path,
     *,
     notation: str | None = None,
-    variants: Sequence[VariantName] = ALL_VARIANTS,
+    variants: Sequence[VariantName] | None = None,
     default_variant: VariantName | None = None,
     tolerances: Mapping[str, float] | None = None,
     progress: Progress = lambda what: None,
@@ -84,11 +85,14 @@ def export(
     Args:
         notation: how the module is called (`--call`); None: found out.
         variants: those to write, the first of them the default unless `default_variant` says.
-        tolerances: variant -> atol, in place of the gate's own.
+            None: all that there can be; an int8 one that drifts is left out, and that is said.
+        tolerances: variant -> atol, in place of the gate's own; these must pass.
         progress: told, in a few words, what begins.
     Raises:
-        ExportError: some part failed; nothing was written.
+        ExportError: some part failed; nothing was written. A float variant that drifts, or one
+            that was asked for, is such a part.
     """
+    must_pass = {*(variants or ()), *(tolerances or ()), *FLOAT_VARIANTS}
     progress("calling the module")
     x = model_input(source)
     reference = find_reference(source.module, torch.from_numpy(x[:, :64]), notation)
@@ -103,21 +107,26 @@ def export(
     _check_pipeline(source, ports, x)  # what ids there are is known now
     with staging(out / name) as folder:
         progress("writing the graphs")
-        files, left_out = write_variants(folder, lowered, ports, variants)
+        files, left_out = write_variants(folder, lowered, ports, variants or ALL_VARIANTS)
         _write_golden(folder, gate.golden, ports)
         initial = _write_initial(folder, reference, ports)
-        lowering = _lowering(lowered, reference.name, left_out)
-        draft = _draft(source, name, ports, lowering, reference, folder, initial, files)
-        draft = draft.model_copy(update={"default_variant": _default(default_variant, files)})
+        draft = _draft(source, name, ports, reference, folder, initial, files)
         measured: list[Measured] = []
         proven: dict[VariantName, Variant] = {}
         for variant in files:
             progress(f"proving {variant}")
             entry, found = _prove(folder, draft, variant, gate, x, (tolerances or {}).get(variant))
+            if variant not in must_pass and not all(m.passed for m in found):
+                left_out[variant] = _drift(found)
+                (folder / entry.file).unlink()
+                if entry.step:
+                    (folder / entry.step.file).unlink()
+                continue
             proven[variant] = entry
             measured += found
         _refuse_failed(measured)
-        manifest = _seal(draft, proven)
+        lowering = _lowering(lowered, reference.name, left_out)
+        manifest = _seal(draft, proven, lowering, _default(default_variant, proven))
         (folder / MANIFEST).write_text(manifest.to_json())
         write_report(folder, manifest, measured)
         path = place(folder, out / name / manifest.version)
@@ -227,11 +236,11 @@ def _write_golden(folder: Path, golden: Golden, ports: Ports) -> None:
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / GOLDEN_FILE)
 
 
-def _default(asked: VariantName | None, files: Written) -> VariantName:
+def _default(asked: VariantName | None, proven: Collection[VariantName]) -> VariantName:
     if asked is None:
-        return next(iter(files))
-    if asked not in files:
-        raise SourceError(f"the default variant `{asked}` is not among those written: {[*files]}")
+        return next(iter(proven))
+    if asked not in proven:
+        raise SourceError(f"the default variant `{asked}` is not among those written: {[*proven]}")
     return asked
 
 
@@ -239,7 +248,6 @@ def _draft(
     source: Source,
     name: str,
     ports: Ports,
-    lowering: list[Lowering],
     reference: Reference,
     folder: Path,
     initial: File | None,
@@ -261,7 +269,7 @@ def _draft(
         },
         golden=describe_file(folder / GOLDEN_FILE),
         initial=initial,
-        lowering=lowering,
+        lowering=[],
         provenance=Provenance(
             module=source.spec,
             call=reference.describe(),
@@ -285,20 +293,34 @@ def _prove(
 
 
 def _refuse_failed(measured: Sequence[Measured]) -> None:
-    failed = [m for m in measured if not m.passed]
-    if not failed:
-        return
-    lines = [
+    if drift := _drift(measured):
+        raise ParityError(
+            f"{drift}; not written. Leave the variant out (--variants), or allow it more if your "
+            "task does (--tolerance VARIANT=ATOL)"
+        )
+
+
+def _drift(measured: Sequence[Measured]) -> str:
+    """What drifts, where, and by how much; empty if nothing does."""
+    return "; ".join(
         f"{m.variant} drifts to {m.errors[m.worst]:.1e} at step {m.worst} of {len(m.errors)} "
         f"(atol {m.tolerance.atol:g}, rtol {m.tolerance.rtol:g}) on case `{m.case.name}`"
-        for m in failed
-    ]
-    raise ParityError(
-        "; ".join(lines) + "; not written. Leave the variant out (--variants), or allow it more "
-        "if your task does (--tolerance VARIANT=ATOL)"
+        for m in measured
+        if not m.passed
     )
 
 
-def _seal(draft: Manifest, proven: Mapping[VariantName, Variant]) -> Manifest:
-    manifest = draft.model_copy(update={"variants": dict(proven)})
+def _seal(
+    draft: Manifest,
+    proven: Mapping[VariantName, Variant],
+    lowering: list[Lowering],
+    default_variant: VariantName,
+) -> Manifest:
+    manifest = draft.model_copy(
+        update={
+            "variants": dict(proven),
+            "lowering": lowering,
+            "default_variant": default_variant,
+        }
+    )
     return manifest.model_copy(update={"version": content_version(manifest)})

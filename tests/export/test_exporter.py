@@ -1,6 +1,7 @@
 """All of the artifact, or nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export import rowwise
+from export import parity, rowwise
 from export.__main__ import main
 from export.errors import CausalityError, LoweringError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported, export
+from export.parity import Gate
 from export.source import Source
 from models.classifier import BidirectionalClassifier
 from models.predictors import NormLSTM
@@ -22,6 +24,7 @@ from models.zoo import sine_cell
 from service.artifact import Artifact, find_artifacts
 from service.errors import ArtifactError, ShapeError
 from service.layout import State
+from service.manifest import Tolerance
 from service.model import Model
 from service.pipeline import Pipeline, Scaling
 from service.runtime import Runtime
@@ -235,13 +238,39 @@ def test_an_int8_variant_without_int8_is_not_written(tmp_path: Path) -> None:
     assert "bounded by its mathematics" in entry.why
 
 
-def test_a_variant_that_drifts_is_refused_and_nothing_is_written(
+DRIFT = r"onnx-int8-rowwise drifts to \d\.\de[-+]\d+ at step \d+ of 2100 .*teacher-forced"
+
+
+def test_a_variant_that_was_asked_for_and_drifts_is_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong scale of h breaks rowwise int8: the message says which, where, by how much."""
     monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
-    said = r"onnx-int8-rowwise drifts to \d\.\de[-+]\d+ at step \d+ of 2100 .*teacher-forced.*not w"
-    with pytest.raises(ParityError, match=said):
+    with pytest.raises(ParityError, match=f"{DRIFT}.*not written"):
+        export(source(), "small", tmp_path / "out", variants=("onnx-fp32", "onnx-int8-rowwise"))
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_an_int8_variant_that_drifts_is_left_out_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are written; the manifest says what drifted, and no file of it remains."""
+    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
+    artifact = export(source(), "small", tmp_path / "out").artifact
+    assert {*ALL_VARIANTS} - {*artifact.manifest.variants} == {"onnx-int8-rowwise"}
+    (gone,) = [e for e in artifact.manifest.lowering if e.road == "not written"]
+    assert gone.layer == "onnx-int8-rowwise"
+    assert re.match(DRIFT, gone.why)
+    assert not list(artifact.path.glob("onnx-int8-rowwise*"))
+
+
+def test_a_float_variant_that_drifts_stops_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for or not: it would be another model."""
+    monkeypatch.setattr(parity, "FLOAT_TOLERANCE", Tolerance(atol=1e-12))
+    monkeypatch.setattr(Gate, "check_causal", lambda self: None)
+    with pytest.raises(ParityError, match=r"onnx-fp32 drifts to .*not written"):
         export(source(), "small", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*"))
 
