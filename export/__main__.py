@@ -12,9 +12,11 @@ from threadpoolctl import threadpool_limits
 
 from export.errors import ExportError, SourceError
 from export.exporter import ALL_VARIANTS, Progress, export
+from export.onnx_source import SUFFIX as ONNX_SUFFIX
+from export.onnx_source import OnnxSource, load_onnx_source
 from export.publish import publish
 from export.report import parity_table
-from export.source import load_source
+from export.source import Source, load_source
 from service.errors import CarouselError
 from service.manifest import NAME_PATTERN
 
@@ -40,13 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> None:
-    source = load_source(
-        arguments.module,
-        arguments.weights,
-        arguments.example,
-        arguments.pipeline,
-        _init(arguments.init),
-    )
+    source = _source(arguments)
     exported = export(
         source,
         _name(arguments.name),
@@ -67,6 +63,24 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> None:
         print(f"BentoML model store: {publish(exported.artifact)}")
 
 
+def _source(arguments: argparse.Namespace) -> Source | OnnxSource:
+    if arguments.module.endswith(ONNX_SUFFIX):
+        if arguments.weights or _init(arguments.init):
+            raise SourceError(
+                f"{arguments.module} has its weights inside; leave out --weights and --init"
+            )
+        return load_onnx_source(Path(arguments.module), arguments.example, arguments.pipeline)
+    if arguments.weights is None:
+        raise SourceError(f"`{arguments.module}` needs --weights, the file of its state_dict")
+    return load_source(
+        arguments.module,
+        arguments.weights,
+        arguments.example,
+        arguments.pipeline,
+        _init(arguments.init),
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
@@ -75,8 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("module", metavar="MODULE:FACTORY", help="a class or function that builds the module")
-    add("--weights", type=Path, required=True, help="its state_dict: .safetensors, .pt or .pth")
+    add(
+        "module",
+        metavar="MODULE:FACTORY",
+        help="a class or function that builds the module; or an .onnx file",
+    )
+    add("--weights", type=Path, help="its state_dict: .safetensors, .pt or .pth")
     add(
         "--example",
         type=Path,

@@ -21,6 +21,7 @@ from export.finding import find_reference
 from export.isolation import is_isolated
 from export.lowered import Lowered
 from export.lowering import lower_reference
+from export.onnx_source import OnnxSource
 from export.parity import Gate, Measured
 from export.placing import place, staging
 from export.reference import Reference
@@ -70,7 +71,7 @@ class Exported:
 
 
 def export(
-    source: Source,
+    source: Source | OnnxSource,
     name: str,
     out: Path,
     *,
@@ -133,7 +134,7 @@ def export(
     return Exported(Artifact.load(path), measured)
 
 
-def model_input(source: Source) -> Array:
+def model_input(source: Source | OnnxSource) -> Array:
     """The example as the module takes it: (N, T, ...) float32, standardised (unitless).
 
     Integers without a scaling are token ids: (T,) or (N, T) int64.
@@ -179,7 +180,7 @@ def _ports(reference: Reference, x: Array) -> Ports:
     )
 
 
-def _check_pipeline(source: Source, ports: Ports, x: Array) -> None:
+def _check_pipeline(source: Source | OnnxSource, ports: Ports, x: Array) -> None:
     if misfit := source.pipeline.misfit(ports.x, ports.y):
         raise SourceError(misfit)
     tokens = source.pipeline.vocabulary
@@ -245,7 +246,7 @@ def _default(asked: VariantName | None, proven: Collection[VariantName]) -> Vari
 
 
 def _draft(
-    source: Source,
+    source: Source | OnnxSource,
     name: str,
     ports: Ports,
     reference: Reference,

@@ -41,7 +41,11 @@ class Source:
 
     @property
     def example_sha256(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.example).tobytes()).hexdigest()
+        return sha256_array(self.example)
+
+
+def sha256_array(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def load_source(
@@ -71,7 +75,7 @@ def load_source(
         spec,
         module.eval().requires_grad_(False),
         sha256_file(weights),
-        _load_text(example, declared) if example.suffix == ".txt" else _load_example(example),
+        load_example(example, declared),
         declared,
     )
 
@@ -182,7 +186,16 @@ def _get(loaded: object, key: str) -> object:
     return loaded.get(key) if isinstance(loaded, Mapping) else None
 
 
-def _load_example(path: Path) -> np.ndarray:
+def load_example(path: Path, pipeline: Pipeline) -> np.ndarray:
+    """The numbers of a .npy file, or the token ids of a .txt by the pipeline's vocabulary.
+
+    Raises:
+        SourceError: it cannot be read, or holds what no model can take.
+    """
+    return _load_text(path, pipeline) if path.suffix == ".txt" else _load_array(path)
+
+
+def _load_array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise SourceError(f"example {path} does not exist; give real input as a .npy file")
     try:
@@ -221,7 +234,12 @@ def _load_text(path: Path, pipeline: Pipeline) -> np.ndarray:
     return ids
 
 
-def _load_pipeline(path: Path | None) -> Pipeline:
+def load_pipeline(path: Path | None) -> Pipeline:
+    """The pipeline of a .json file; None: there is none.
+
+    Raises:
+        SourceError: it cannot be read, or says something else than a pipeline may.
+    """
     if path is None:
         return Pipeline()
     try:
