@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.graph_builder import GraphBuilder
-from export.onnx_source import Array, start_session
+from export.onnx_source import Array
 
 CELLS = {"LSTM": 4, "GRU": 3, "RNN": 1}  # operator -> blocks of H rows in W
 PLAIN = {"hidden_size", "layout", "linear_before_reset"}
@@ -24,39 +24,11 @@ ACTIVATIONS = {
     "GRU": [b"Sigmoid", b"Tanh"],
     "RNN": [b"Tanh"],
 }
-RANDOM = ("RandomNormal", "RandomUniform")
-
-
-def fold_constants(model: onnx.ModelProto) -> None:
-    """Compute, in place, what depends on no input: exporters join weights in the graph."""
-    graph = model.graph
-    known = {tensor.name for tensor in graph.initializer}
-    folded: list[onnx.NodeProto] = []
-    kept: list[onnx.NodeProto] = []
-    for node in graph.node:
-        plain = not any(a.HasField("g") for a in node.attribute) and node.op_type not in RANDOM
-        if plain and node.output[0] and all(name in known for name in node.input if name):
-            folded.append(node)
-            known.update(node.output)
-        else:
-            kept.append(node)
-    wanted = {name for node in kept for name in _reads(node)}
-    names = [n for node in folded for n in node.output if n in wanted]
-    if not names:
-        return
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    part = helper.make_graph(folded, "constants", [], outputs, list(graph.initializer))
-    whole = helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)
-    values = start_session(whole).run(names, {})
-    del graph.node[:]
-    graph.node.extend(kept)
-    for name, value in zip(names, values, strict=True):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 
 def unroll_cells(model: onnx.ModelProto) -> None:
     """Write the recurrent nodes that run one step as plain operators, in place."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.input)
@@ -81,16 +53,6 @@ class _Builder(GraphBuilder):
 
     def fresh(self, hint: str) -> str:
         return super().fresh(f"cell/{hint}")
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, its sub-graphs too."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            found |= {name for inner in attribute.g.node for name in _reads(inner)}
-            found |= {value.name for value in attribute.g.output}
-    return found
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:

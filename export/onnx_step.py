@@ -7,25 +7,28 @@ the graph.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import LoweringError
 from export.graph_builder import IR_VERSION, MICROSOFT, OPSET, GraphBuilder
-from export.onnx_cells import fold_constants, unroll_cells
+from export.onnx_cells import unroll_cells
 from export.onnx_finding import is_close, random_state, y_axes
-from export.onnx_reference import Axes, FileCall, OnnxReference
+from export.onnx_folding import fold_constants, prefixed
+from export.onnx_reference import ArrayState, Axes, FileCall, OnnxReference
 from export.onnx_shapes import FREE, with_input_sizes, without_size
 from export.onnx_source import Array, FileValue, OnnxModel, start_session
+from export.onnx_types import as_float32
 
 PREFIX = "file/"
 ROWS = "rows"
 DOMAINS = ("", "ai.onnx", MICROSOFT)
 CHECK_BATCHES = (1, 2, 3)
+Run = Callable[[Array, ArrayState], tuple[Array, ArrayState]]
 ELEMENTS = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
@@ -44,24 +47,26 @@ def write_step(reference: OnnxReference, example: Array) -> tuple[onnx.ModelProt
     """
     call = reference.call
     proto = at_our_opset(call.single.proto, call.model.name)
+    as_float32(proto.graph)
     sizes = {} if call.x.time is None else {(call.binding.x, call.x.time): 1}
     proto = with_input_sizes(proto, sizes)
     probe = example.reshape(-1, 1, *example.shape[2:])[: max(CHECK_BATCHES)]
     probe = probe[np.arange(max(CHECK_BATCHES)) % len(probe)]
+    states = tuple(replace(s, dtype="float32" if s.is_float else s.dtype) for s in call.states)
+    ours = replace(call, states=states, model=OnnxModel(call.model.name, proto))
     if call.rows is None:
-        model = OnnxModel(call.model.name, proto)
-        step = _around(replace(call, model=model, single=model), reference, probe)
+        step = _around(replace(ours, single=ours.model), reference, probe)
         if fault := _fault(step, call, probe):
             raise LoweringError(f"{call.model.name}: its step in our ports differs: {fault}")
         return step, "the file's own operators"
     faults: list[str] = []
-    for found in _free_rows(call, proto, probe, faults):
+    for found in _free_rows(ours, call.run, probe, faults):
         step = _around(found, reference, probe)
         if not (fault := _fault(step, call, probe)):
             return step, f"the file's own operators, its batch of {call.rows} made free"
         faults.append(fault)
     if call.rows == 1:
-        step = _row_by_row(call, proto, reference, probe)
+        step = _row_by_row(ours, reference, probe)
         if not (fault := _fault(step, call, probe)):
             return step, "the file's own operators, row by row: its batch of 1 is baked in"
         faults.append(fault)
@@ -99,7 +104,7 @@ def at_our_opset(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _free_rows(
-    call: FileCall, proto: onnx.ModelProto, probe: Array, faults: list[str]
+    call: FileCall, original: Run, probe: Array, faults: list[str]
 ) -> Iterator[FileCall]:
     """Ways to run copies whose batch is free that give what the file gives row by row."""
     x = [call.x]
@@ -115,13 +120,13 @@ def _free_rows(
         for s in call.states
     ]
     state = random_state(call, len(probe))
-    wanted = call.run(probe, state)
+    wanted = original(probe, state)
     for axes, states in itertools.product(x, itertools.product(*places)):
         if axes.batch is None:
             continue
         free = {(call.binding.x, axes.batch): ROWS}
         free |= {(s.bound.input, s.axes.batch): ROWS for s in states if s.axes.batch is not None}
-        for copy in without_size(with_input_sizes(proto, free), call.rows or 1, FREE):
+        for copy in without_size(with_input_sizes(call.model.proto, free), call.rows or 1, FREE):
             model = OnnxModel(call.model.name, copy)
             found = replace(
                 call, model=model, single=model, x=axes, states=states, rows=None, steps=1
@@ -161,7 +166,7 @@ def _fault(step: onnx.ModelProto, call: FileCall, probe: Array) -> str:
 
 def _around(call: FileCall, reference: OnnxReference, probe: Array) -> onnx.ModelProto:
     """The canonical step graph around the nodes of `call.single`, whose batch is free."""
-    inner = compose.add_prefix(call.single.proto, PREFIX)
+    inner = prefixed(call.single.proto, PREFIX)
     ins = {value.name: value for value in call.model.inputs}
     g = GraphBuilder()
     kinds = probe.dtype.name, ins[call.binding.x].dtype
@@ -180,11 +185,9 @@ def _around(call: FileCall, reference: OnnxReference, probe: Array) -> onnx.Mode
     return _finished(g, inner, reference, probe)
 
 
-def _row_by_row(
-    call: FileCall, proto: onnx.ModelProto, reference: OnnxReference, probe: Array
-) -> onnx.ModelProto:
+def _row_by_row(call: FileCall, reference: OnnxReference, probe: Array) -> onnx.ModelProto:
     """The canonical step graph as a Scan over the rows, its body the file's nodes at one row."""
-    inner = compose.add_prefix(proto, PREFIX)
+    inner = prefixed(call.model.proto, PREFIX)
     ins = {value.name: value for value in call.model.inputs}
     g = GraphBuilder()
     shapes = {call.binding.x: call.x.to_file(probe[:1]).shape}

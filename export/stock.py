@@ -32,7 +32,7 @@ def write_stock_int8(float_graph: Path, target: Path) -> None:
         quantize_dynamic(
             float_graph,
             target,
-            op_types_to_quantize=["LSTM", "MatMul"],  # an embedding's table stays exact
+            op_types_to_quantize=_kinds(onnx.load(float_graph).graph),
             per_channel=True,
             reduce_range=REDUCE_RANGE,
             weight_type=QuantType.QInt8,
@@ -43,3 +43,10 @@ def write_stock_int8(float_graph: Path, target: Path) -> None:
     if not any(node.op_type in QUANTIZED_OPS for node in all_nodes(onnx.load(target).graph)):
         target.unlink()
         raise NothingQuantizedError(f"ONNX Runtime found nothing to quantize in {float_graph.name}")
+
+
+def _kinds(graph: onnx.GraphProto) -> list[str]:
+    """An embedding's table stays exact; an LSTM whose weights are outside its own graph, too."""
+    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    inside = [node for body in bodies for node in all_nodes(body)]
+    return ["MatMul"] if any(node.op_type == "LSTM" for node in inside) else ["LSTM", "MatMul"]
