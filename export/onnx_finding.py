@@ -300,7 +300,8 @@ def is_close(one: Array, other: Array) -> bool:
 def _same(one: _Guess, other: _Guess) -> bool:
     """The same numbers; where an axis of size 1 is called batch or time does not matter."""
     rows, steps = one.y.shape[:2]
-    pairs = [(one.y.reshape(rows, steps, -1), other.y.reshape(rows, steps, -1))]
+    size = rows * steps
+    pairs = [(one.y.reshape(size, -1), other.y.reshape(size, -1))]
     if [s.bound for s in one.call.states] != [s.bound for s in other.call.states]:
         return False
     pairs += [(v.reshape(rows, -1), other.state[n].reshape(rows, -1)) for n, v in one.state.items()]

@@ -65,7 +65,7 @@ def _fold(model: onnx.ModelProto) -> None:
         values = start_session(whole).run(names, {})
     wanted_tensors = [tensor for tensor in graph.initializer if tensor.name in wanted]
     computed = [
-        numpy_helper.from_array(np.ascontiguousarray(value), name)
+        numpy_helper.from_array(np.asarray(value, order="C"), name)
         for name, value in zip(names, values, strict=True)
     ]
     del graph.node[:], graph.initializer[:]

@@ -93,7 +93,7 @@ class FileCall:
         for s in self.states:
             feeds[s.bound.input] = s.axes.to_file(state[s.spec.name][:, None]).astype(s.dtype)
         names = [self.binding.y, *(s.bound.output for s in self.states)]
-        feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        feeds = {name: np.asarray(value, order="C") for name, value in feeds.items()}
         y, *new = (self.model if as_it_is else self.single).run(feeds, names)
         states = zip(self.states, new, strict=True)
         return y, {s.spec.name: s.axes.from_file(value)[:, 0] for s, value in states}
