@@ -13,7 +13,9 @@ from export.form import read_form
 from export.lowered import Graphs, Lowered
 from export.lstm_graph import fits_lstm_nodes, write_lstm_graphs
 from export.network import Network
-from export.operators import lower_operators
+from export.onnx_reference import OnnxReference
+from export.onnx_step import write_step
+from export.operators import from_step_model, lower_operators
 from export.recognise import lower
 from export.reference import Reference
 from export.rowwise import bounded_sources, write_rowwise_graphs
@@ -28,6 +30,9 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
     Raises:
         LoweringError: no road was found; the message says what stood in the way.
     """
+    if isinstance(reference, OnnxReference):
+        step, how = write_step(reference, x.numpy())
+        return from_step_model(step, reference, x, how)
     try:
         trace = trace_step(reference, x)
         return LoweredNetwork(lower(read_form(trace), trace))

@@ -9,7 +9,7 @@ several bindings, to be told apart by running them.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from export.errors import CallError
@@ -86,10 +86,22 @@ def read_binding(model: OnnxModel, text: str) -> Binding:
     left, arrow, right = text.partition("->")
     if not arrow:
         raise CallError(f'`{text}` has no `->`; write it as in "x, h, c -> y, h, c"')
-    taken = _match(_items(left), model.inputs, model, text)
+    items = _items(left)
+    named = {name: number for name, eq, number in (i.partition("=") for i in items) if eq}
+    _check_constants(named, model, text)
+    ins = [value for value in model.inputs if value.name not in named]
+    taken = _match([item for item in items if "=" not in item], ins, model, text)
     given = _match(_items(right), model.outputs, model, text)
-    constants = tuple((name, _number(i)) for i, name in taken if _is_number(i))
-    names = {item: name for item, name in taken if not _is_number(item)}
+    in_order = [name for _, name in taken] == [value.name for value in ins]
+    states_out = [pair for pair in given if pair[0] not in (*Y, UNWANTED)]
+    if not in_order and any(item != name for item, name in states_out):
+        raise CallError(
+            f"`{text}` takes the file's own names in another order than the file, and names its "
+            f"results by place; keep the file's order, or use its own names; {list_ports(model)}"
+        )
+    taken += [(number, name) for name, number in named.items()]
+    constants = tuple((name, _number(i)) for i, name in taken if _NUMBER.fullmatch(i))
+    names = {item: name for item, name in taken if not _NUMBER.fullmatch(item)}
     results = {item: name for item, name in given if item != UNWANTED}
     xs = [item for item in names if item in X]
     states = [item for item in names if item not in X]
@@ -109,12 +121,16 @@ def _items(side: str) -> list[str]:
     return [re.sub(r"\s*=\s*", "=", item) for item in items if item]
 
 
-def _is_number(item: str) -> bool:
-    return bool(_NUMBER.fullmatch(item.rpartition("=")[2]))
+def _check_constants(named: Mapping[str, str], model: OnnxModel, text: str) -> None:
+    known = {value.name for value in model.inputs}
+    for name, number in named.items():
+        if name not in known:
+            raise CallError(f"`{text}`: the file has no input `{name}`; {list_ports(model)}")
+        if not _NUMBER.fullmatch(number):
+            raise CallError(f"`{text}`: `{name}={number}` does not give a number")
 
 
-def _number(item: str) -> Number:
-    text = item.rpartition("=")[2]
+def _number(text: str) -> Number:
     return float(text) if set(text) & set(".eE") else int(text)
 
 
@@ -123,16 +139,14 @@ def _match(
 ) -> list[tuple[str, str]]:
     """Each item with the file's name: by name if all are the file's own, else by place."""
     places = {value.name: place for place, value in enumerate(values)}
-    keys = [item.partition("=")[0] for item in items]
-    if keys and all(key in places for key in keys):
-        return list(zip(items, keys, strict=True))
+    if items and all(item in places for item in items):
+        return [(item, item) for item in items]
     if len(items) > len(values):
         raise CallError(f"`{text}` names {len(items)}, the file has fewer; {list_ports(model)}")
-    for place, (item, key) in enumerate(zip(items, keys, strict=True)):
-        is_at = places.get(key, None if "=" in item else place)
-        if is_at != place and key not in (*X, *Y):
+    for place, item in enumerate(items):
+        if places.get(item, place) != place and item not in (*X, *Y):
             raise CallError(
-                f"`{text}` has `{key}` at place {place + 1}, where the file has "
+                f"`{text}` has `{item}` at place {place + 1}, where the file has "
                 f"`{values[place].name}`; keep the file's order, or use its own names for all; "
                 f"{list_ports(model)}"
             )
