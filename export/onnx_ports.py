@@ -92,7 +92,8 @@ def read_binding(model: OnnxModel, text: str) -> Binding:
     ins = [value for value in model.inputs if value.name not in named]
     taken = _match([item for item in items if "=" not in item], ins, model, text)
     given = _match(_items(right), model.outputs, model, text)
-    in_order = [name for _, name in taken] == [value.name for value in ins]
+    order = [name for _, name in taken]
+    in_order = order == [value.name for value in ins if value.name in order]
     states_out = [pair for pair in given if pair[0] not in (*Y, UNWANTED)]
     if not in_order and any(item != name for item, name in states_out):
         raise CallError(
