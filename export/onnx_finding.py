@@ -60,10 +60,13 @@ def find_onnx_reference(model: OnnxModel, x: Tensor, notation: str | None = None
             reasons.append(f"{way}: {error}")
             continue
         for axes in found:
+            where = f"{way}, {where_axes('x', axes)}"
             try:
-                guesses += [_try_all(call, probe) for call in _calls(model, binding, axes)]
-            except Exception as error:  # ONNX Runtime has no common base for what it raises
-                reasons.append(f"{way}, {where_axes('x', axes)}: {str(error).splitlines()[0]}")
+                calls = list(_calls(model, binding, axes))
+            except CallError as error:
+                reasons.append(f"{where}: {error}")
+                continue
+            _try_all(calls, probe, where, guesses, reasons)
     return OnnxReference(_choose(model, guesses, reasons, tuple(probe.shape[2:])))
 
 
@@ -189,7 +192,18 @@ def _state_axes(
     ]
 
 
-def _try_all(call: FileCall, probe: Array) -> _Guess:
+def _try_all(
+    calls: Sequence[FileCall], probe: Array, where: str, guesses: list[_Guess], reasons: list[str]
+) -> None:
+    """Run the file in these ways; what works goes to `guesses`."""
+    for call in calls:
+        try:
+            guesses.append(_try_fixed(call, probe))
+        except Exception as error:  # ONNX Runtime has no common base for what it raises
+            reasons.append(f"{where}: {str(error).splitlines()[0]}")
+
+
+def _try_fixed(call: FileCall, probe: Array) -> _Guess:
     """Run it; where the file is fixed at several steps, also in copies of one step."""
     if call.x.time is None or call.steps in (None, 1):
         return _try(call, probe)

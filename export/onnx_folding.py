@@ -5,6 +5,7 @@ constant here (a sampling rate). Folded, the weights are seen and the branch is 
 """
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ from onnx import helper, numpy_helper
 
 from export.onnx_source import Array, start_session
 
+SMALL = 200  # bytes of a tensor of one value
+NO_TENSORS = ("SequenceEmpty", "SequenceConstruct", "Optional")
 RANDOM = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout")
 
 
@@ -21,7 +24,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
         _fold(model)
         while _state_sizes(model):
             _fold(model)
-        if not _take_branch(model.graph, f"branch_{count}/"):
+        if not _take_body(model.graph, f"body_{count}/"):
             return
 
 
@@ -46,7 +49,7 @@ def _fold(model: onnx.ModelProto) -> None:
     folded: list[onnx.NodeProto] = []
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
-        plain = not _bodies(node) and node.op_type not in RANDOM
+        plain = not _bodies(node) and node.op_type not in RANDOM + NO_TENSORS
         if plain and all(name in known for name in node.input if name):
             folded.append(node)
             known.update(node.output)
@@ -109,32 +112,64 @@ def _state_sizes(model: onnx.ModelProto) -> bool:
     return bool(found)
 
 
-def _take_branch(graph: onnx.GraphProto, prefix: str) -> bool:
-    """Put the branch of one `If` whose condition is constant in its place, if there is one."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+def _take_body(graph: onnx.GraphProto, prefix: str) -> bool:
+    """Put the body of one `If` that is decided, or `Loop` of one turn, in its place, if any is."""
+    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.ByteSize() < SMALL}
     for index, node in enumerate(graph.node):
-        if node.op_type != "If" or node.input[0] not in constants:
+        inside: list[onnx.NodeProto] | None = None
+        if node.op_type == "If" and node.input[0] in values:
+            name = "then_branch" if values[node.input[0]].reshape(()) else "else_branch"
+            body = next(a.g for a in node.attribute if a.name == name)
+            inside = _inlined(graph, body, prefix, ())
+            results = [value.name for value in body.output]
+        elif node.op_type == "Loop" and _turns_once(node, values):
+            (body,) = _bodies(node)
+            start = numpy_helper.from_array(np.zeros((), np.int64), f"{prefix}turn")
+            go_on = numpy_helper.from_array(np.ones((), np.bool_), f"{prefix}go_on")
+            graph.initializer.extend([start, go_on])
+            inside = _inlined(graph, body, prefix, (start.name, go_on.name, *node.input[2:]))
+            results = [value.name for value in body.output][1:]
+        if inside is None:
             continue
-        condition = bool(numpy_helper.to_array(constants[node.input[0]]).reshape(()))
-        name = "then_branch" if condition else "else_branch"
-        branch = next(a.g for a in node.attribute if a.name == name)
-        own = {name for inner in branch.node for name in inner.output}
-        own |= {tensor.name for tensor in branch.initializer}
-        names = {name: prefix + name for name in own if name}
-        for tensor in branch.initializer:
-            tensor.name = names[tensor.name]
-            graph.initializer.append(tensor)
-        nodes = list(branch.node)
-        for inner in nodes:
-            _rename(inner, names)
-        for value, output in zip(branch.output, node.output, strict=True):
-            source = names.get(value.name, value.name)
-            nodes.append(helper.make_node("Identity", [source], [output]))
-        nodes = [*graph.node[:index], *nodes, *graph.node[index + 1 :]]
+        carried = len(node.input) - 2 if node.op_type == "Loop" else len(results)
+        axis = numpy_helper.from_array(np.zeros(1, np.int64), f"{prefix}axis")
+        graph.initializer.append(axis)
+        for k, (result, output) in enumerate(zip(results, node.output, strict=True)):
+            if output and k < carried:
+                inside.append(helper.make_node("Identity", [result], [output]))
+            elif output:  # a Loop stacks what it gives at each turn
+                inside.append(helper.make_node("Unsqueeze", [result, axis.name], [output]))
+        nodes = [*graph.node[:index], *inside, *graph.node[index + 1 :]]
         del graph.node[:]
         graph.node.extend(nodes)
         return True
     return False
+
+
+def _turns_once(node: onnx.NodeProto, values: Mapping[str, Array]) -> bool:
+    count, condition = node.input[:2]
+    if count not in values or values[count].reshape(()) != 1:
+        return False
+    return not condition or (condition in values and bool(values[condition].reshape(())))
+
+
+def _inlined(
+    graph: onnx.GraphProto, body: onnx.GraphProto, prefix: str, given: tuple[str, ...]
+) -> list[onnx.NodeProto]:
+    """A body's nodes with names of their own; its inputs are `given`, its results renamed too."""
+    own = {name for inner in body.node for name in inner.output}
+    own |= {tensor.name for tensor in body.initializer}
+    names = {name: prefix + name for name in own if name}
+    names |= {value.name: name for value, name in zip(body.input, given, strict=True)}
+    for tensor in body.initializer:
+        tensor.name = names[tensor.name]
+        graph.initializer.append(tensor)
+    nodes = list(body.node)
+    for inner in nodes:
+        _rename(inner, names)
+    for value in body.output:
+        value.name = names.get(value.name, value.name)
+    return nodes
 
 
 def reads(node: onnx.NodeProto) -> set[str]:

@@ -21,6 +21,7 @@ from export.reference import Reference, State, StateSpec
 
 ArrayState = dict[str, Array]
 PREFIXES = 12  # of a file that gives its last step only, each a call on all before it
+DYNAMIC = ("DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 LOOKING_AHEAD = ("bidirectional", "reverse")
 
 
@@ -204,6 +205,12 @@ class OnnxReference(Reference):
         ]
         if nodes:
             return f"{' and '.join(nodes)} is bidirectional or reversed: it looks ahead"
+        quantized = {n.op_type for n in self.call.model.proto.graph.node} & set(DYNAMIC)
+        if quantized:
+            return (
+                f"The file is quantized already ({', '.join(sorted(quantized))}), with scales that "
+                "look at the whole chunk; give the float file: Carousel makes the int8 variants"
+            )
         return (
             "The file looks ahead, keeps state that is no output of it, or --call takes one state "
             "for another"

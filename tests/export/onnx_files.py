@@ -60,6 +60,22 @@ class Cell(nn.Module):
         return self.head(h), h, c
 
 
+class Loop(nn.Module):
+    """A time loop over torch's cell, to be scripted: its file holds a Loop and a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(INPUTS, HIDDEN)
+        self.head = nn.Linear(HIDDEN, OUTPUTS)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ys = []
+        for t in range(x.size(1)):
+            h, c = self.cell(x[:, t], (h, c))
+            ys.append(self.head(h))
+        return torch.stack(ys, 1), h, c
+
+
 class Bidirectional(nn.Module):
     """Reads the sequence from both ends."""
 
@@ -93,10 +109,12 @@ def export_torch(
     names: tuple[list[str], list[str]] | None = None,
     dynamic: Mapping[str, dict[int, str]] | None = None,
     dynamo: bool = False,
+    opset: int | None = None,
 ) -> Path:
     """A file by one of torch's two exporters; `dynamic`: input -> axis -> its name."""
     ins, outs = names or (None, None)
     how: dict[str, object] = {"dynamo": dynamo, "input_names": ins, "output_names": outs}
+    how["opset_version"] = opset
     if dynamic and dynamo:
         dims = {n: torch.export.Dim(n) for axes in dynamic.values() for n in axes.values()}
         how["dynamic_shapes"] = {
@@ -289,9 +307,10 @@ class Owner:
     y: str
     y_time: int | None  # y's time axis
     steps: int | None = None  # in one call; None: all
+    take: Callable[[Array], Array] = lambda y: y  # of a file fixed at several rows: one of them
 
     def run(self, x: Array) -> Array:
-        """y (T, ...) of one row x (T, ...)."""
+        """y (T, ...) of one row x (T, ...); of the last step of each call if y has no time axis."""
         session = ort.InferenceSession(self.path, providers=["CPUExecutionProvider"])
         states = {name: start for name, (_, start) in self.states.items()}
         outputs = [self.y, *(out for out, _ in self.states.values())]
@@ -300,6 +319,7 @@ class Owner:
         for at in range(0, len(x), size):
             y, *new = session.run(outputs, self.feed(x[at : at + size], states))
             states = dict(zip(states, new, strict=True))
+            y = self.take(y)
             count = min(size, len(x) - at)
             if self.y_time is None:
                 ys.append(y.reshape(1, -1))

@@ -1,5 +1,6 @@
 """An ONNX file that somebody else exported becomes an artifact."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime.quantization import quantize_dynamic
 
 from export.__main__ import main
 from export.errors import CallError, CausalityError, ExportError, SourceError
@@ -80,6 +82,52 @@ def fixed_step(path: Path) -> Owner:
     module = files.Predictor(layers=1)
     files.export_torch(path, module, arguments(1, 1, layers=1), LSTM)
     return Owner(path, lambda x, s: {"x": x[None], **s}, h_and_c(1, 1, HIDDEN), "y", 1, steps=1)
+
+
+def fixed_rows(path: Path) -> Owner:
+    """A batch of four, any number of steps."""
+    files.export_torch(path, files.Predictor(), arguments(4, 4), LSTM, {"x": {1: "t"}})
+    return Owner(
+        path,
+        lambda x, s: {"x": np.repeat(x[None], 4, axis=0), **s},
+        h_and_c(2, 4, HIDDEN),
+        "y",
+        1,
+        take=lambda y: y[2:3],
+    )
+
+
+def old_opset(path: Path) -> Owner:
+    """Opset 9, where axes are attributes."""
+    files.export_torch(path, files.Predictor(), arguments(2, 4), LSTM, FREE, opset=9)
+    return Owner(path, lambda x, s: {"x": x[None], **s}, h_and_c(2, 1, HIDDEN), "y", 1)
+
+
+def new_opset(path: Path) -> Owner:
+    """Opset 23, which is newer than the graphs that Carousel writes."""
+    module = files.Predictor()
+    files.export_torch(path, module, arguments(1, 4), LSTM, dynamo=True, opset=23)
+    return Owner(path, lambda x, s: {"x": x[None], **s}, h_and_c(2, 1, HIDDEN), "y", 1, steps=4)
+
+
+def scripted_loop(path: Path) -> Owner:
+    """A time loop as a Loop node that fills a sequence."""
+    inputs = torch.randn(2, 4, INPUTS), torch.zeros(2, HIDDEN), torch.zeros(2, HIDDEN)
+    free = {"x": {0: "b", 1: "t"}, "h0": {0: "b"}, "c0": {0: "b"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, as is the file's exporter
+        module = torch.jit.script(files.Loop().eval())
+    files.export_torch(path, module, inputs, LSTM, free)
+    return Owner(path, lambda x, s: {"x": x[None], **s}, h_and_c(1, HIDDEN), "y", 1)
+
+
+def last_of_four(path: Path) -> Owner:
+    """One row, four steps, y of the last of them."""
+    names = (["x", "h"], ["y", "hn"])
+    inputs = torch.randn(1, 4, INPUTS), torch.zeros(1, 1, HIDDEN)
+    files.export_torch(path, files.LastOnly(), inputs, names)
+    states = {"h": ("hn", zeros(1, 1, HIDDEN))}
+    return Owner(path, lambda x, s: {"x": x[None], **s}, states, "y", None, steps=4)
 
 
 def cell(path: Path) -> Owner:
@@ -156,6 +204,7 @@ class Case:
     ids: int = 0
     int8: tuple[str, ...] = INT8
     says: str = "the file's own operators"
+    every: int = 1  # the owner gets y of each so many steps
 
 
 CASES = [
@@ -165,6 +214,11 @@ CASES = [
     Case(fixed, says="its batch of 1 made free"),
     Case(fixed_dynamo, says="its batch of 1 made free"),
     Case(fixed_step, says="its batch of 1 made free"),
+    Case(fixed_rows, says="its batch of 4 made free"),
+    Case(old_opset),
+    Case(new_opset, says="its batch of 1 made free"),
+    Case(scripted_loop),
+    Case(last_of_four, says="its batch of 1 made free", every=4),
     Case(cell),
     Case(packed, call="x, state, 16000 -> y, state"),
     Case(packed, call="x, state, sr=16000 -> y, state"),
@@ -204,6 +258,7 @@ def test_an_artifact_computes_what_its_owner_computes(case: Case, tmp_path: Path
     wanted = np.stack([owner.run(row) for row in rows])
     for variant in manifest.variants:
         y = run_in_chunks(Runtime(artifact, variant), rows, artifact.initial)
+        y = y[:, case.every - 1 :: case.every]
         atol = FLOAT_ATOL if variant == "onnx-fp32" else INT8_ATOL
         np.testing.assert_allclose(y.reshape(wanted.shape), wanted, atol=atol, rtol=atol)
     assert float(np.abs(wanted).std()) > 10 * FLOAT_ATOL  # a constant y would prove nothing
@@ -235,6 +290,14 @@ def test_a_bidirectional_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     files.export_torch(path, files.Bidirectional(), arguments(2, 4), LSTM, FREE)
     refuse(path, tmp_path, r"\(LSTM\) is bidirectional", CausalityError)
+
+
+def test_a_file_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    """Dynamic scales look at the whole chunk; the error names the operator and the way out."""
+    owner = batch_first(tmp_path / "float.onnx")
+    path = tmp_path / "model.onnx"
+    quantize_dynamic(owner.path, path, op_types_to_quantize=["LSTM"])
+    refuse(path, tmp_path, r"\(DynamicQuantizeLSTM\).*give the float file", CausalityError)
 
 
 def test_a_file_without_states_is_refused(tmp_path: Path) -> None:
