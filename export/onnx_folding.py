@@ -55,8 +55,13 @@ def _fold(model: onnx.ModelProto) -> None:
             known.update(node.output)
         else:
             kept.append(node)
-    wanted = {name for node in kept for name in reads(node)}
-    wanted |= {value.name for value in graph.output}
+    wanted = {value.name for value in graph.output}
+    used: list[onnx.NodeProto] = []
+    for node in reversed(kept):  # what nothing reads goes, too
+        if wanted & set(node.output):
+            used.append(node)
+            wanted |= reads(node)
+    kept = used[::-1]
     names = [name for node in folded for name in node.output if name in wanted]
     values: list[Array] = []
     if names:

@@ -94,7 +94,8 @@ def load_onnx_source(path: Path, example: Path, pipeline: Path | None = None) ->
         SourceError: one of them is missing or malformed.
     """
     model, sha256 = load_onnx_model(path)
-    return OnnxSource(path.name, model, sha256, load_example(example), load_pipeline(pipeline))
+    declared = load_pipeline(pipeline)
+    return OnnxSource(path.name, model, sha256, load_example(example, declared), declared)
 
 
 def start_session(proto: onnx.ModelProto) -> ort.InferenceSession:

@@ -70,7 +70,7 @@ def load_source(
     """
     module = _build(spec, arguments or {})
     _load_weights(module, weights)
-    declared = _load_pipeline(pipeline)
+    declared = load_pipeline(pipeline)
     return Source(
         spec,
         module.eval().requires_grad_(False),

@@ -70,7 +70,7 @@ def test_a_branch_that_a_known_size_decides_is_taken(features: int) -> None:
         ),
         helper.make_node("Concat", ["p", "q"], ["y"], axis=1),
     ]
-    tensors = {
+    tensors: dict[str, Array] = {
         "one": np.array([1, 2, 3], np.float32),
         "axis": np.array(1, np.int64),
         "features": np.array(features, np.int64),
@@ -92,7 +92,10 @@ def test_a_size_that_is_free_decides_nothing() -> None:
             "If", ["decided"], ["y"], then_branch=branch("t", "Add"), else_branch=branch("e", "Mul")
         ),
     ]
-    tensors = {"one": np.array([1, 2, 3], np.float32), "one_row": np.array([1], np.int64)}
+    tensors: dict[str, Array] = {
+        "one": np.array([1, 2, 3], np.float32),
+        "one_row": np.array([1], np.int64),
+    }
     ours = model(nodes, tensors)
     wanted = [run(ours, batch) for batch in (1, 2)]
     fold_constants(ours)
@@ -126,7 +129,10 @@ def test_a_loop_of_one_turn_is_its_body(turns: int) -> None:
         helper.make_node("Loop", ["turns", "", "x"], ["last", "rows"], body=body),
         helper.make_node("Add", ["last", "rows"], ["y"]),
     ]
-    tensors = {"one": np.array([1, 2, 3], np.float32), "turns": np.array(turns, np.int64)}
+    tensors: dict[str, Array] = {
+        "one": np.array([1, 2, 3], np.float32),
+        "turns": np.array(turns, np.int64),
+    }
     ours = model(nodes, tensors)
     wanted = run(ours)
     fold_constants(ours)
@@ -184,5 +190,5 @@ def test_an_operator_whose_meaning_moved_is_not_relabelled() -> None:
     old.opset_import[0].version = 12
     new = at_our_opset(old, "old.onnx")
     assert new.opset_import[0].version == 21
-    assert len([n for n in new.graph.node if n.op_type == "Unsqueeze"][0].input) == 2
+    assert len(next(n for n in new.graph.node if n.op_type == "Unsqueeze").input) == 2
     np.testing.assert_array_equal(run(new), run(old))
