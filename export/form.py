@@ -18,21 +18,11 @@ import torch
 from torch import Tensor, fx
 
 from export.errors import LoweringError
+from export.pointwise import FUNCTIONS, OVER_ROW, function_of
 from export.trace import Trace, is_integer, shape_of
 
 Array = np.ndarray
-aten = torch.ops.aten
 
-POINTWISE = {
-    aten.sigmoid.default: "sigmoid",
-    aten.tanh.default: "tanh",
-    aten.relu.default: "relu",
-    aten.mul.Tensor: "mul",
-    aten._softmax.default: "softmax",
-    aten._log_softmax.default: "log_softmax",
-    aten.embedding.default: "embedding",
-}
-OVER_ROW = ("softmax", "log_softmax")  # of all values of a row together, not element by element
 LINEAR = {  # linear in all that depends on the input; the bias is read off with the rest
     "add", "sub", "rsub", "neg", "cat", "stack", "select", "slice", "view", "_unsafe_view",
     "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "split",
@@ -77,9 +67,10 @@ class Root:
     """
 
     name: str
-    fn: str  # "input" or a value of POINTWISE
+    fn: str  # "input", "embedding" or a name of `pointwise.FUNCTIONS`
     size: int
     args: tuple[Affine, ...] = ()
+    constants: tuple[float, ...] = ()
     table: Array | None = None  # (ids, E) float64, of an embedding
 
 
@@ -133,41 +124,42 @@ class _Reader:
         self.values[node] = torch.zeros(shape_of(node), dtype=kind)
 
     def _is_affine(self, node: fx.Node) -> bool:
-        if node.target in POINTWISE and node.target is not aten.mul.Tensor:
-            self._check_row(node)
-            self._check_index(node)
+        function = function_of(node)
+        if function and function[0] not in BILINEAR:
+            self._check_row(node, function[0])
+            self._check_index(node, function[0])
             return False
         name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
         moving = [n for n in node.all_input_nodes if n in self.depends]
         if name in BILINEAR:
-            if name == "div":
-                return moving == [node.args[0]]
+            if name == "div" and moving == [node.args[0]] and node.args[1] is not node.args[0]:
+                return True
             factors = [a for a in node.args if isinstance(a, fx.Node)]
             if name in ("addmm", "baddbmm"):  # the first is the summand
                 factors = factors[1:]
-            if sum(f in self.depends for f in factors) <= 1:
+            if name != "div" and sum(f in self.depends for f in factors) <= 1:
                 return True
-            if node.target is aten.mul.Tensor:
+            if function:
                 return False
         elif name in LINEAR:
             return True
         raise LoweringError(
             f"the operation `{name}` on values of shape {[shape_of(n) for n in moving]} is not one "
-            f"that lowering knows; it knows affine maps, {', '.join(sorted(POINTWISE.values()))}"
+            f"that lowering knows; it knows affine maps, embedding, {', '.join(sorted(FUNCTIONS))}"
         )
 
-    def _check_row(self, node: fx.Node) -> None:
+    def _check_row(self, node: fx.Node, fn: str) -> None:
         """A softmax must be over all values of each row of the batch."""
-        if POINTWISE[node.target] in OVER_ROW:  # type: ignore[index]
+        if fn in OVER_ROW:
             shape, axis = shape_of(node), int(node.args[1])  # type: ignore[arg-type]
             if shape[axis] * self.trace.batch != int(np.prod(shape)):
                 raise LoweringError(
                     f"a softmax over axis {axis} of values of shape {shape} is not over a whole row"
                 )
 
-    def _check_index(self, node: fx.Node) -> None:
+    def _check_index(self, node: fx.Node, fn: str) -> None:
         """An embedding must be of x itself, in its order."""
-        if POINTWISE[node.target] != "embedding":  # type: ignore[index]
+        if fn != "embedding":
             return
         x, index = self.trace.placeholders()[0], node.args[1]
         numbers = torch.arange(int(np.prod(shape_of(x)))).reshape(shape_of(x))
@@ -298,16 +290,15 @@ class _Reader:
                 roots[name] = Root(name, "input", size)
             else:
                 args = tuple(affine[f"{name}/{i}"] for i in range(len(_arguments(node))))
-                fn = POINTWISE[node.target]  # type: ignore[index]
+                fn, constants = function_of(node) or ("", ())
                 table = self.values[node.args[0]] if fn == "embedding" else None  # type: ignore[index]
                 array = table.numpy() if isinstance(table, Tensor) else None
-                roots[name] = Root(name, fn, size, args, array)
+                roots[name] = Root(name, fn, size, args, constants, array)
         return Form(roots, affine["y"], {name: affine[name] for name in self.trace.state_names})
 
 
 def _arguments(node: fx.Node) -> list[fx.Node | float]:
-    """What an operation computes with: not its axis or dtype, nor the ids of an embedding."""
-    if node.target is aten.embedding.default:
-        return []
-    count = 2 if node.target is aten.mul.Tensor else 1
+    """What an operation computes with: not its axis, dtype or constants, nor an embedding's ids."""
+    fn, _ = function_of(node) or ("", ())
+    count = FUNCTIONS[fn].arity if fn in FUNCTIONS else 0
     return list(node.args[:count])  # type: ignore[arg-type]

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.cells import StateSlice
 from export.errors import LoweringError
-from export.form import OVER_ROW, Affine, Root
-from export.network import StateSlice
+from export.form import Affine, Root
+from export.pointwise import FUNCTIONS, OVER_ROW
 from export.terms import Rows, Term, sizes, split
 from service.manifest import Port, Ports
 
@@ -21,14 +22,6 @@ OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
-OPERATORS = {
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "relu": "Relu",
-    "mul": "Mul",
-    "softmax": "Softmax",
-    "log_softmax": "LogSoftmax",
-}
 
 
 class GraphBuilder:
@@ -124,9 +117,18 @@ class GraphBuilder:
         return self.one("Reshape", found, self.ints(*[0] * leading, -1))
 
     def pointwise(self, root: Root, arguments: Sequence[str]) -> str:
-        if root.fn in OVER_ROW:
-            return self.one(OPERATORS[root.fn], *arguments, axis=-1)
-        return self.one(OPERATORS[root.fn], *arguments)
+        return self.apply(root.fn, arguments, root.constants)
+
+    def apply(self, function: str, arguments: Sequence[str], constants: Sequence[float]) -> str:
+        """A function of `pointwise.FUNCTIONS`."""
+        known = FUNCTIONS[function]
+        if function in OVER_ROW:
+            return self.one(known.onnx, *arguments, axis=-1)
+        if known.constant_inputs:
+            numbers = [self.constant(np.array(c, np.float32), "constant") for c in constants]
+            return self.one(known.onnx, *arguments, *numbers)
+        named: dict[str, Any] = dict(zip(known.attributes, constants, strict=True))
+        return self.one(known.onnx, *arguments, **named)
 
     def model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]

@@ -30,6 +30,13 @@ class Lowered(Protocol):
 
     def float_graphs(self, ports: Ports) -> Graphs: ...
 
+    def stock_graph(self, ports: Ports) -> onnx.ModelProto:
+        """The float graph over a chunk that ONNX Runtime's `quantize_dynamic` is given.
+
+        It knows products and LSTM nodes; what else has weights must stand in it as products.
+        """
+        return self.float_graphs(ports)[0]
+
     def rowwise_graphs(self, ports: Ports) -> Graphs:
         """The same with row-isolated int8 products.
 

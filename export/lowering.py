@@ -5,13 +5,15 @@ What the affine form cannot say is lowered operator by operator.
 
 from collections.abc import Set
 
+import onnx
 from torch import Tensor, nn
 
 from export import torchscript
+from export.cell_graph import fits_nodes, write_cell_graphs
+from export.cells import LstmCell
 from export.errors import LoweringError
 from export.form import read_form
 from export.lowered import Graphs, Lowered
-from export.lstm_graph import fits_lstm_nodes, write_lstm_graphs
 from export.network import Network
 from export.onnx_reference import OnnxReference
 from export.onnx_step import write_step
@@ -59,24 +61,32 @@ class LoweredNetwork(Lowered):
 
     def roads(self, module: str) -> list[Lowering]:
         proof = f"equal to the traced step of {module} in float64 to 1e-10"
+        inside = "" if fits_nodes(self.network) else "; written operator by operator, with the rest"
         cells = [
-            Lowering(layer=c.name, road="lstm", why=f"an LSTM of {c.hidden_size} units, {proof}")
+            Lowering(layer=c.name, road=c.road, why=f"{c.hidden_size} units, {proof}{inside}")
             for c in self.network.cells
         ]
+        why_free = self.network.why_free
         ports = [
             Lowering(
                 layer=f"state {port}",
                 road="general",
-                why=f"not carried by LSTM cells: its step is written operator by operator, {proof}",
+                why=f"{why_free.get(port, 'no cell carries it')}: its step is written operator by "
+                f"operator, {proof}",
             )
             for port in self.network.free
         ]
         return cells + ports
 
     def float_graphs(self, ports: Ports) -> Graphs:
-        if fits_lstm_nodes(self.network):
-            return write_lstm_graphs(self.network, ports)
+        if fits_nodes(self.network):
+            return write_cell_graphs(self.network, ports)
         return write_step_graphs(self.network, ports, Products())
+
+    def stock_graph(self, ports: Ports) -> onnx.ModelProto:
+        if all(isinstance(cell, LstmCell) for cell in self.network.cells):
+            return self.float_graphs(ports)[0]
+        return write_step_graphs(self.network, ports, Products())[0]
 
     def rowwise_graphs(self, ports: Ports) -> Graphs:
         return write_rowwise_graphs(self.network, ports)

@@ -1,4 +1,4 @@
-"""The lowered network: LSTM cells, what stands around them, and any other recurrence as it is.
+"""The lowered network: cells, what stands around them, and any other recurrence as it is.
 
 Rules
 - Nodes stand in the order of computation. Sources are "x", a state port's name (its value before
@@ -9,13 +9,15 @@ Rules
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from export.cells import Cell, Float64
 from export.errors import LoweringError
-from export.form import OVER_ROW, Affine, Root
+from export.form import Affine, Root
+from export.pointwise import FUNCTIONS
 from export.trace import Trace, shape_of
 
 Array = np.ndarray
@@ -24,34 +26,7 @@ CHECK_SCALES = (1.0, 30.0, 1e4)  # ordinary, saturating, extreme input
 CHECK_STEPS = 30  # of carried state at each scale
 
 
-@dataclass(frozen=True)
-class StateSlice:
-    """`port.reshape(B, -1)[:, start:stop]`."""
-
-    port: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class LstmCell:
-    """One LSTM layer; gates stacked in the order i, f, g, o; all float64.
-
-    gates = input (sources @ W.T + b) + h @ R.T.
-    """
-
-    name: str
-    input: Affine  # (4H): W by source, and b
-    recurrent: Array  # R (4H, H)
-    h: StateSlice
-    c: StateSlice
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.recurrent.shape[1])
-
-
-Node = LstmCell | Root
+Node = Cell | Root
 
 
 @dataclass(frozen=True)
@@ -63,17 +38,18 @@ class Network:
     states: Mapping[str, int]  # port -> flat size
     free: Mapping[str, Affine]  # the new value of each port that no cell carries
     x_size: int
+    why_free: Mapping[str, str] = field(default_factory=dict)  # port -> why no cell carries it
 
     @property
-    def cells(self) -> tuple[LstmCell, ...]:
-        return tuple(node for node in self.nodes if isinstance(node, LstmCell))
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, Cell))
 
     @property
     def sources(self) -> set[str]:
         """All that something looks at, a cell's own h and c aside."""
         affines = [self.y, *self.free.values()]
         for node in self.nodes:
-            affines += [node.input] if isinstance(node, LstmCell) else node.args
+            affines += [node.input] if isinstance(node, Cell) else node.args
         return {source for affine in affines for source in affine.blocks}
 
     @property
@@ -90,39 +66,20 @@ class Network:
             if isinstance(node, Root):
                 values[node.name] = _apply(node, [arg(values) for arg in node.args], x)
                 continue
-            h, c = (state[s.port][:, s.start : s.stop] for s in (node.h, node.c))
-            gates = node.input(values) + h @ node.recurrent.T
-            i, f, g, o = np.split(gates, 4, axis=1)
-            c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-            h = _sigmoid(o) * np.tanh(c)
-            values |= {f"{node.name}.h": h, f"{node.name}.c": c}
-            new[node.h.port][:, node.h.start : node.h.stop] = h
-            new[node.c.port][:, node.c.start : node.c.stop] = c
+            old = {k: state[s.port][:, s.start : s.stop] for k, s in node.slices.items()}
+            for k, value in node.step(Float64(values), old).items():
+                values[f"{node.name}.{k}"] = value
+                place = node.slices[k]
+                new[place.port][:, place.start : place.stop] = value
         return self.y(values), new | {port: affine(values) for port, affine in self.free.items()}
 
 
-def _sigmoid(z: Array) -> Array:
-    e = np.exp(-np.abs(z))  # never overflows
-    return np.asarray(np.where(z >= 0, 1 / (1 + e), e / (1 + e)))
-
-
 def _apply(root: Root, args: list[Array], x: Array) -> Array:
-    fn = root.fn
     if root.table is not None:
         return np.asarray(root.table[x].reshape(len(x), -1))
-    if fn == "sigmoid":
-        return _sigmoid(args[0])
-    if fn == "tanh":
-        return np.asarray(np.tanh(args[0]))
-    if fn == "relu":
-        return np.asarray(np.maximum(args[0], 0))
-    if fn == "mul":
-        return np.asarray(args[0] * args[1])
-    if fn in OVER_ROW:
-        shifted = args[0] - args[0].max(axis=1, keepdims=True)
-        log = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        return np.asarray(log if fn == "log_softmax" else np.exp(log))
-    raise LoweringError(f"no value is defined for `{fn}`")
+    if root.fn not in FUNCTIONS:
+        raise LoweringError(f"no value is defined for `{root.fn}`")
+    return np.asarray(FUNCTIONS[root.fn].numpy(*args, *root.constants))
 
 
 def prove(network: Network, trace: Trace) -> None:

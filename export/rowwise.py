@@ -1,9 +1,9 @@
 """Row-isolated int8: products in which no row's scale depends on another row.
 
-An LSTM's h lies in (-1, 1), so its scale is the constant 1/127, whatever is in the batch (stock
-dynamic quantization takes one scale from the greatest value of the whole matrix). So does every
-value that is bounded by its mathematics. Weights are int8 with a scale per output column. x and
-whatever else has no bound stay in float.
+An LSTM's h lies in (-1, 1), and a GRU's, so its scale is the constant 1/127, whatever is in the
+batch (stock dynamic quantization takes one scale from the greatest value of the whole matrix). So
+does every value that is bounded by its mathematics. Weights are int8 with a scale per output
+column. x and whatever else has no bound stay in float.
 
 Weights are stored as uint8 with zero point 128: on x86 without VNNI the faster uint8 x int8
 kernels add pairs of products in saturating 16 bits, and were measured here to be off by 0.1.
@@ -19,7 +19,7 @@ from export.errors import NothingQuantizedError
 from export.form import Affine, Root
 from export.graph_builder import MICROSOFT, GraphBuilder
 from export.network import Network
-from export.step_graph import OWN_H, Products, write_step_graphs
+from export.step_graph import Products, write_step_graphs
 from export.terms import Rows, Term, sizes, split
 from service.manifest import Ports
 
@@ -65,7 +65,7 @@ class RowwiseProducts(Products):
     """Products of bounded sources in int8, the others in float."""
 
     def __init__(self, network: Network) -> None:
-        self._bounded = bounded_sources(network) | {OWN_H}
+        self._bounded = bounded_sources(network)
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str]) -> str:
         width = sizes(affine)
@@ -132,9 +132,9 @@ def bounded_sources(network: Network) -> set[str]:
     A state port that no cell carries is bounded when its new value is, starting from zero: picked
     from bounded sources, or their mean weighted by a gate, as a GRU's h is.
     """
-    found = {f"{cell.name}.h" for cell in network.cells}
+    found = {name for cell in network.cells for name in cell.bounded}
     found |= {
-        port for port in network.states if port not in network.free and _only_h(network, port)
+        port for port in network.states if port not in network.free and _only_bounded(network, port)
     }
     candidates = set(network.free)
     while True:  # assume the candidates bounded, and drop those that this does not bear out
@@ -148,13 +148,16 @@ def bounded_sources(network: Network) -> set[str]:
         candidates = kept
 
 
-def _only_h(network: Network, port: str) -> bool:
-    return all(cell.c.port != port for cell in network.cells)
+def _only_bounded(network: Network, port: str) -> bool:
+    pieces = ((f"{c.name}.{k}", c, s) for c in network.cells for k, s in c.slices.items())
+    return all(name in cell.bounded for name, cell, s in pieces if s.port == port)
 
 
 def _bounded_root(root: Root, bounded: set[str]) -> bool:
-    if root.fn in ("sigmoid", "tanh", "softmax"):
+    if root.fn in ("sigmoid", "tanh", "softmax", "softsign"):
         return True
+    if root.fn == "clip":
+        return max(abs(c) for c in root.constants) <= 1
     return root.fn == "mul" and all(_picked(arg) <= bounded and _picked(arg) for arg in root.args)
 
 
@@ -189,13 +192,17 @@ def _is_mean(network: Network, affine: Affine, bounded: set[str]) -> bool:
     sizes = {s: m.shape[1] for part in parts for s, m in part.blocks.items() if s not in names}
     if not set(sizes) <= bounded or len(sizes) > MAX_MEAN_SOURCES:
         return False
-    gates = {s for s in sizes if s in roots and roots[s].fn == "sigmoid"}
+    gates = {s for s in sizes if s in roots and _is_gate(roots[s])}
     for corner in itertools.product(*([0.0, 1.0] if s in gates else [-1.0, 1.0] for s in sizes)):
         values = {s: np.full((1, sizes[s]), v) for s, v in zip(sizes, corner, strict=True)}
         values |= {mul.name: mul.args[0](values) * mul.args[1](values) for mul in muls}
         if np.abs(affine(values)).max() > 1 + ROUNDING:
             return False
     return True
+
+
+def _is_gate(root: Root) -> bool:
+    return root.fn == "sigmoid" or (root.fn == "clip" and root.constants == (0.0, 1.0))
 
 
 def _one_of_each(affine: Affine) -> bool:

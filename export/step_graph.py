@@ -4,19 +4,19 @@ Which of the products are int8 is the `Products` object's choice (see `rowwise`)
 float32 if it says nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from export.cells import Arithmetic, Cell
 from export.form import Affine, Root
 from export.graph_builder import GraphBuilder, join_pieces, take_slice
 from export.lowered import Graphs
-from export.network import LstmCell, Network
+from export.network import Network
 from export.scan import Shape, Step, write_graphs
 from service.manifest import Ports
 
 Array = np.ndarray
-OWN_H = "own h"  # the source name of a cell's h from before the step
 
 
 class Products:
@@ -76,10 +76,15 @@ class _Body:
                 arguments = [self._affine(arg, values) for arg in node.args]
                 values[node.name] = self._g.pointwise(node, arguments)
                 continue
-            h, c = self._cell(node, values, states)
-            values |= {f"{node.name}.h": h, f"{node.name}.c": c}
-            pieces[node.h.port, node.h.start] = h
-            pieces[node.c.port, node.c.start] = c
+            sizes = self._network.states
+            old = {
+                k: take_slice(self._g, place, states[place.port], sizes[place.port])
+                for k, place in node.slices.items()
+            }
+            arithmetic = _Operators(self._g, self._products, values)
+            for k, value in node.step(arithmetic, old).items():
+                values[f"{node.name}.{k}"] = value
+                pieces[node.slices[k].port, node.slices[k].start] = value
         free = self._network.free
         new = join_pieces(self._g, pieces, [port for port in states if port not in free])
         new |= {port: self._affine(affine, values) for port, affine in free.items()}
@@ -88,21 +93,29 @@ class _Body:
     def _affine(self, affine: Affine, values: Mapping[str, str]) -> str:
         return self._products.affine(self._g, affine, values)
 
-    def _cell(
-        self, cell: LstmCell, values: Mapping[str, str], states: Mapping[str, str]
-    ) -> tuple[str, str]:
-        g = self._g
-        sizes = self._network.states
-        h, c = (take_slice(g, s, states[s.port], sizes[s.port]) for s in (cell.h, cell.c))
-        blocks = {**cell.input.blocks, OWN_H: cell.recurrent}
-        i, f, g_, o = np.split(np.arange(4 * cell.hidden_size), 4)
-        order = np.concatenate([i, f, o, g_])  # the three sigmoids side by side
-        gates = Affine({s: m[order] for s, m in blocks.items()}, cell.input.bias[order])
-        z = self._products.affine(g, gates, {**values, OWN_H: h})
-        size = cell.hidden_size
-        z_sigmoid, z_tanh = g.node("Split", [z, g.ints(3 * size, size)], outputs=2, axis=1)
-        sigmoids = g.one("Sigmoid", z_sigmoid)
-        i_, f_, o_ = g.node("Split", [sigmoids, g.ints(size, size, size)], outputs=3, axis=1)
-        candidate = g.one("Tanh", z_tanh)
-        new_c = g.one("Add", g.one("Mul", f_, c), g.one("Mul", i_, candidate))
-        return g.one("Mul", o_, g.one("Tanh", new_c)), new_c
+
+class _Operators(Arithmetic[str]):
+    """A cell's equations as ONNX operators; values are their names."""
+
+    def __init__(self, g: GraphBuilder, products: Products, values: Mapping[str, str]) -> None:
+        self._g = g
+        self._products = products
+        self._values = values
+
+    def affine(self, cell: Cell, part: str, own: Mapping[str, str]) -> str:
+        return self._products.affine(self._g, cell.parts[part], {**self._values, **own})
+
+    def split(self, value: str, sizes: Sequence[int]) -> Sequence[str]:
+        return self._g.node("Split", [value, self._g.ints(*sizes)], outputs=len(sizes), axis=1)
+
+    def apply(self, function: str, *arguments: str, constants: Sequence[float] = ()) -> str:
+        return self._g.apply(function, arguments, constants)
+
+    def add(self, a: str, b: str) -> str:
+        return self._g.one("Add", a, b)
+
+    def subtract(self, a: str, b: str) -> str:
+        return self._g.one("Sub", a, b)
+
+    def weigh(self, value: str, weights: Array) -> str:
+        return self._g.one("Mul", value, self._g.constant(weights.astype(np.float32), "weights"))

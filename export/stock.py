@@ -19,7 +19,7 @@ REDUCE_RANGE = True
 QUANTIZED_OPS = ("DynamicQuantizeLSTM", "MatMulInteger", "DynamicQuantizeMatMul")
 
 
-def write_stock_int8(float_graph: Path, target: Path) -> None:
+def write_stock_int8(float_graph: onnx.ModelProto, target: Path) -> None:
     """Quantize the float graph's LSTM and MatMul nodes, one scale per channel.
 
     Raises:
@@ -32,7 +32,7 @@ def write_stock_int8(float_graph: Path, target: Path) -> None:
         quantize_dynamic(
             float_graph,
             target,
-            op_types_to_quantize=_kinds(onnx.load(float_graph).graph),
+            op_types_to_quantize=_kinds(float_graph.graph),
             per_channel=True,
             reduce_range=REDUCE_RANGE,
             weight_type=QuantType.QInt8,
@@ -42,7 +42,7 @@ def write_stock_int8(float_graph: Path, target: Path) -> None:
         logger.setLevel(level)
     if not any(node.op_type in QUANTIZED_OPS for node in all_nodes(onnx.load(target).graph)):
         target.unlink()
-        raise NothingQuantizedError(f"ONNX Runtime found nothing to quantize in {float_graph.name}")
+        raise NothingQuantizedError("ONNX Runtime found nothing to quantize in the float graph")
 
 
 def _kinds(graph: onnx.GraphProto) -> list[str]:

@@ -3,17 +3,16 @@
 Both are on their way out (deprecated in torch 2.13), so they stand behind this one module: a torch
 without them costs two variants, not the product.
 
-The network is built again from `nn.LSTM` and `nn.Linear`, because `quantize_dynamic` replaces these
-and nothing else: a cell written by hand with plain parameters it leaves as it is, silently.
+The network is built again from `nn.LSTM`, `nn.GRU` and `nn.Linear`, because `quantize_dynamic`
+replaces these and nothing else: a cell written by hand it leaves as it is, silently.
 """
 
 import io
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,27 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.cell_graph import fits_nodes
+from export.cells import Arithmetic, Cell, GruCell, LstmCell, StateSlice
 from export.errors import LoweringError, NothingQuantizedError
 from export.form import Affine, Root
-from export.lstm_graph import fits_lstm_nodes
-from export.network import LstmCell, Network, StateSlice
+from export.network import Network
+from export.pointwise import FUNCTIONS
 from export.step_code import StepCode
-from export.step_graph import OWN_H
 from export.terms import Rows, split
 from service.manifest import Ports
 
 TRACE_BATCH, TRACE_STEPS = 2, 3
+QUANTIZED = (nn.LSTM, nn.GRU, nn.Linear)
 MANGLED = re.compile(rb"___torch_mangle_\d+")
 CONSTANTS = re.compile(rb"(?m)(?:^  \w+ : Final\[.*\n)+")  # torch writes a set of them
 SERIALIZATION_ID = ".data/serialization_id"  # a hash over the records, those left out too
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "mul": torch.mul,
-    "softmax": partial(torch.softmax, dim=-1),
-    "log_softmax": partial(torch.log_softmax, dim=-1),
-}
 
 
 class Layers(nn.Module):
@@ -93,7 +86,7 @@ class Layers(nn.Module):
 
 
 class LoweredSequence(nn.Module):
-    """A network that is all LSTM, as `nn.LSTM` layers over whole chunks.
+    """A network whose cells torch has too, as `nn.LSTM` and `nn.GRU` layers over whole chunks.
 
     forward(x (B, T, ...), *states (B, ...)) -> (y, *states').
     """
@@ -105,10 +98,10 @@ class LoweredSequence(nn.Module):
         self._network = network
         self._ports = ports
         self.layers = Layers()
-        self.lstms = nn.ModuleDict()
+        self.cells = nn.ModuleDict()
         for node in network.nodes:
-            if isinstance(node, LstmCell):
-                self.lstms[node.name] = _lstm(node)
+            if isinstance(node, Cell):
+                self.cells[node.name] = _layer(node)
             else:
                 self.layers.add_table(node)
                 for k, arg in enumerate(node.args):
@@ -121,12 +114,15 @@ class LoweredSequence(nn.Module):
         values = {"x": x.reshape(batch, steps, -1)}
         pieces: dict[tuple[str, int], Tensor] = {}
         for node in self._network.nodes:
-            if isinstance(node, LstmCell):
-                start = tuple(_take(flat, s).unsqueeze(0) for s in (node.h, node.c))
+            if isinstance(node, Cell):
+                old = [_take(flat, s).unsqueeze(0) for s in node.slices.values()]
                 source = torch.cat([values[name] for name in node.input.blocks], dim=-1)
-                values[f"{node.name}.h"], (h, c) = self.lstms[node.name](source, start)
-                pieces[node.h.port, node.h.start] = h[0]
-                pieces[node.c.port, node.c.start] = c[0]
+                layer = self.cells[node.name]
+                start = tuple(old) if isinstance(node, LstmCell) else old[0]
+                values[f"{node.name}.h"], last = layer(source, start)
+                last = last if isinstance(node, LstmCell) else (last,)
+                for s, value in zip(node.slices.values(), last, strict=True):
+                    pieces[s.port, s.start] = value[0]
             else:
                 values[node.name] = _pointwise(self.layers, node, values)
         y = self.layers.apply_to("y", values)
@@ -145,9 +141,9 @@ class LoweredStep(nn.Module):
         self._ports = ports
         self.layers = Layers()
         for node in network.nodes:
-            if isinstance(node, LstmCell):
-                gates = {**node.input.blocks, OWN_H: node.recurrent}
-                self.layers.add(node.name, Affine(gates, node.input.bias))
+            if isinstance(node, Cell):
+                for part, affine in node.parts.items():
+                    self.layers.add(f"{node.name}_{part}", affine)
             else:
                 self.layers.add_table(node)
                 for k, arg in enumerate(node.args):
@@ -165,13 +161,10 @@ class LoweredStep(nn.Module):
             if isinstance(node, Root):
                 values[node.name] = _pointwise(self.layers, node, values)
                 continue
-            h, c = (_take(flat, s) for s in (node.h, node.c))
-            i, f, g, o = self.layers.apply_to(node.name, {**values, OWN_H: h}).chunk(4, 1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            values |= {f"{node.name}.h": h, f"{node.name}.c": c}
-            pieces[node.h.port, node.h.start] = h
-            pieces[node.c.port, node.c.start] = c
+            old = {k: _take(flat, s) for k, s in node.slices.items()}
+            for k, value in node.step(_Tensors(self.layers, values), old).items():
+                values[f"{node.name}.{k}"] = value
+                pieces[node.slices[k].port, node.slices[k].start] = value
         new = _join(pieces, flat)
         for port in self._network.free:
             new[port] = self.layers.apply_to(f"new_{port}", values)
@@ -180,9 +173,39 @@ class LoweredStep(nn.Module):
         return y, *_unflatten(self._ports, new, batch)
 
 
+class _Tensors(Arithmetic[Tensor]):
+    """A cell's equations in torch, its affine maps among the layers."""
+
+    def __init__(self, layers: Layers, values: Mapping[str, Tensor]) -> None:
+        self._layers = layers
+        self._values = values
+
+    def affine(self, cell: Cell, part: str, own: Mapping[str, Tensor]) -> Tensor:
+        return self._layers.apply_to(f"{cell.name}_{part}", {**self._values, **own})
+
+    def split(self, value: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+        return torch.split(value, list(sizes), dim=1)
+
+    def apply(self, function: str, *arguments: Tensor, constants: Sequence[float] = ()) -> Tensor:
+        return FUNCTIONS[function].torch(*arguments, *constants)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def subtract(self, a: Tensor, b: Tensor) -> Tensor:
+        return a - b
+
+    def weigh(self, value: Tensor, weights: np.ndarray) -> Tensor:
+        return value * torch.tensor(weights, dtype=torch.float32)
+
+
 def lowered_module(network: Network, ports: Ports) -> nn.Module:
-    """The network as torch layers: whole chunks where it is all LSTM, else step by step."""
-    if fits_lstm_nodes(network):
+    """The network as torch layers: whole chunks where torch has all its cells, else step by step.
+
+    `nn.RNN` it has, but `quantize_dynamic` leaves that in float.
+    """
+    plain = all(isinstance(c, LstmCell | GruCell) and c.is_plain for c in network.cells)
+    if fits_nodes(network) and plain:
         return LoweredSequence(network, ports)
     return LoweredStep(network, ports)
 
@@ -241,12 +264,12 @@ def quantize(module: nn.Module) -> nn.Module:
     """
     with _quiet():
         quantized: nn.Module = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-            module.eval(), {nn.LSTM, nn.Linear}, dtype=torch.qint8
+            module.eval(), set(QUANTIZED), dtype=torch.qint8
         )
-    left = [name for name, m in quantized.named_modules() if type(m) in (nn.LSTM, nn.Linear)]
+    left = [name for name, m in quantized.named_modules() if type(m) in QUANTIZED]
     if left:
         raise LoweringError(f"torch's quantize_dynamic left {left} in float")
-    if not any(type(m) in (nn.LSTM, nn.Linear) for m in module.modules()):
+    if not any(type(m) in QUANTIZED for m in module.modules()):
         raise NothingQuantizedError("there is no product of matrices")
     return quantized
 
@@ -310,7 +333,7 @@ def _pointwise(layers: Layers, root: Root, values: Mapping[str, Tensor]) -> Tens
     if root.fn == "embedding":
         return F.embedding(values["x"], layers.get_buffer(f"{root.name}_table")).flatten(-2)
     arguments = [layers.apply_to(f"{root.name}_{k}", values) for k in range(len(root.args))]
-    return FUNCTIONS[root.fn](*arguments)
+    return FUNCTIONS[root.fn].torch(*arguments, *root.constants)
 
 
 def _linear(matrix: np.ndarray, bias: np.ndarray) -> nn.Linear:
@@ -320,14 +343,28 @@ def _linear(matrix: np.ndarray, bias: np.ndarray) -> nn.Linear:
     return linear
 
 
-def _lstm(cell: LstmCell) -> nn.LSTM:
+def _layer(cell: Cell) -> nn.LSTM | nn.GRU:
+    """torch's layer of a plain cell."""
     matrix = np.concatenate(list(cell.input.blocks.values()), axis=1)
-    lstm = nn.LSTM(matrix.shape[1], cell.hidden_size, batch_first=True)
-    zeros = np.zeros_like(cell.input.bias)
-    values = (matrix, cell.recurrent, cell.input.bias, zeros)
-    for parameter, value in zip(lstm.all_weights[0], values, strict=True):
+    recurrent, bias = cell.recurrent, cell.input.bias
+    layer: nn.LSTM | nn.GRU
+    inner = np.zeros_like(bias)
+    if isinstance(cell, GruCell) and cell.reset_bias is not None:
+        layer = nn.GRU(matrix.shape[1], cell.hidden_size, batch_first=True)
+        inner[2 * cell.hidden_size :] = cell.reset_bias
+        matrix, recurrent, bias, inner = map(_torch_order, (matrix, recurrent, bias, inner))
+    else:
+        layer = nn.LSTM(matrix.shape[1], cell.hidden_size, batch_first=True)
+    values = (matrix, recurrent, bias, inner)
+    for parameter, value in zip(layer.all_weights[0], values, strict=True):
         _copy(parameter, value)
-    return lstm
+    return layer
+
+
+def _torch_order(rows: np.ndarray) -> np.ndarray:
+    """A GRU's gates z, r, n as r, z, n."""
+    z, r, n = np.split(rows, 3)
+    return np.concatenate([r, z, n])
 
 
 def _copy(parameter: Tensor, value: np.ndarray) -> None:

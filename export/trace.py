@@ -18,6 +18,15 @@ from torch.fx.node import Argument
 from export.errors import LoweringError
 from export.reference import Reference
 
+aten = torch.ops.aten
+# Operations that only abbreviate others: written out, the affine form sees through them. (torch's
+# own decomposition of lerp branches on the weight.)
+WRITTEN_OUT: dict[torch._ops.OpOverload, Callable[..., object]] = {
+    aten.lerp.Tensor: lambda start, end, weight: start + weight * (end - start),
+    aten.lerp.Scalar: lambda start, end, weight: start + weight * (end - start),
+    aten.addcmul.default: lambda to, a, b, value=1: to + value * (a * b),
+    aten.hardsigmoid.default: lambda z: torch.clamp(z / 6 + 0.5, 0, 1),
+}
 BATCH_PRIMES = (61, 67, 71, 73, 79, 83, 89, 97)
 
 
@@ -104,7 +113,8 @@ def _make_graph(step: Callable[..., object], inputs: tuple[Tensor, ...]) -> fx.G
         with torch.backends.mkldnn.flags(enabled=False):
             raw = make_fx(step)(*inputs)
             # A second pass, over single operations: the first does not see into nn.LSTM's own.
-            graph = make_fx(torch.func.functionalize(raw, remove="mutations"))(*inputs)
+            pure = torch.func.functionalize(raw, remove="mutations")
+            graph = make_fx(pure, decomposition_table=WRITTEN_OUT)(*inputs)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph

@@ -21,8 +21,6 @@ def write_variants(
     written: Written = {}
     left_out: dict[VariantName, str] = {}
     float_graphs = lowered.float_graphs(ports)
-    float_graph = folder / "onnx-fp32.onnx"
-    onnx.save(float_graphs[0], float_graph)  # the stock tool reads it, wanted or not
     for variant in variants:
         target = folder / (f"{variant}.onnx" if variant.startswith("onnx") else f"{variant}.pt")
         step: Path | None = None
@@ -35,7 +33,7 @@ def write_variants(
                 onnx.save(graphs[0], target)
                 onnx.save(graphs[1], step)
             elif variant == "onnx-int8":
-                write_stock_int8(float_graph, target)
+                write_stock_int8(lowered.stock_graph(ports), target)
             else:
                 try:
                     module = lowered.torch_module(ports)
@@ -49,8 +47,6 @@ def write_variants(
             left_out[variant] = str(error)
             continue
         written[variant] = (describe_file(target), describe_file(step) if step else None)
-    if "onnx-fp32" not in variants:
-        float_graph.unlink()
     if not written:
         raise LoweringError("; ".join(f"{v}: {why}" for v, why in left_out.items()))
     return written, left_out

@@ -2,6 +2,8 @@
 
 import json
 import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from export import parity, rowwise
 from export.__main__ import main
 from export.errors import CausalityError, LoweringError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported, export
+from export.graph_builder import all_nodes
 from export.parity import Gate
 from export.source import Source
+from export.stock import QUANTIZED_OPS
 from models.classifier import BidirectionalClassifier
 from models.predictors import NormLSTM
 from models.zoo import sine_cell
@@ -28,6 +32,7 @@ from service.manifest import Tolerance
 from service.model import Model
 from service.pipeline import Pipeline, Scaling
 from service.runtime import Runtime
+from tests.export import gru_spellings, lstm_spellings
 
 STEPS = 300
 SCALING = Scaling(mean=[5.0], std=[2.0])
@@ -155,11 +160,9 @@ def test_a_short_example_is_cycled_and_the_report_says_so(exported: Exported) ->
 @pytest.mark.parametrize(
     "module",
     [
-        nn.GRU(1, 24, 2, batch_first=True),
-        nn.RNN(1, 24, batch_first=True),
         nn.LSTM(1, 24, proj_size=16, batch_first=True),
     ],
-    ids=["gru", "rnn", "projected"],
+    ids=["projected"],
 )
 def test_another_recurrence_has_all_five_variants_too(module: nn.Module, tmp_path: Path) -> None:
     """Each proven; rowwise int8 holds int8 products, and is isolated."""
@@ -177,6 +180,64 @@ def test_another_recurrence_has_all_five_variants_too(module: nn.Module, tmp_pat
     assert "MatMulIntegerToFloat" in {node.op_type for node in graph.node}
 
 
+CELLS = [
+    (lambda: nn.GRU(3, 24, 2, batch_first=True), gru_spellings.AFTER, "GRU", "Scan"),
+    (gru_spellings.CatReset, gru_spellings.BEFORE, "GRU", "Scan"),
+    (lambda: nn.RNN(3, 24, batch_first=True), "rnn (tanh)", "GRU", "Scan"),
+    (
+        lstm_spellings.CoupledPeephole,
+        "lstm (peepholes; coupled i = 1 - f)",
+        "LSTM",
+        "DynamicQuantizeLSTM",
+    ),
+    (
+        lambda: lstm_spellings.Activated("keras"),
+        "lstm (f hard sigmoid, g tanh, h tanh)",
+        "LSTM",
+        "DynamicQuantizeLSTM",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("cell", "road", "node", "stock"), CELLS, ids=["gru", "cat gru", "rnn", "peepholes", "hard"]
+)
+def test_every_kind_of_cell_has_its_node_and_all_five_variants(
+    cell: Callable[[], nn.Module], road: str, node: str, stock: str, tmp_path: Path
+) -> None:
+    """Isolated as float and as rowwise int8; no int8 variant is a float one in disguise."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        for spelling in (lstm_spellings, gru_spellings):
+            patch.setattr(spelling, "HIDDEN", 24)
+        module = cell().eval().requires_grad_(False)
+    x = np.random.default_rng(0).standard_normal((STEPS, 3)).astype(np.float32)
+    artifact = export(Source("x:y", module, "0" * 64, x, Pipeline()), "small", tmp_path).artifact
+    manifest = artifact.manifest
+    assert tuple(manifest.variants) == ALL_VARIANTS
+    assert {entry.road for entry in manifest.lowering} == {road}
+    h = next(port for port in manifest.ports.states if port.name == "h")
+    assert h.bound == 1.0
+    operators = {
+        name: {n.op_type for n in all_nodes(onnx.load(artifact.path / variant.file).graph)}
+        for name, variant in manifest.variants.items()
+        if name.startswith("onnx")
+    }
+    assert node in operators["onnx-fp32"]
+    assert not operators["onnx-fp32"] & {"Scan", "RNN"}
+    assert stock in operators["onnx-int8"]
+    assert operators["onnx-int8"] & {*QUANTIZED_OPS}
+    assert not operators["onnx-int8"] & {"LSTM", "GRU", "MatMul"}
+    assert "MatMulIntegerToFloat" in operators["onnx-int8-rowwise"]
+    assert artifact.variant("onnx-fp32").isolated
+    assert artifact.variant("onnx-int8-rowwise").isolated
+    with zipfile.ZipFile(artifact.path / artifact.variant("torchscript-int8").file) as archive:
+        code = "".join(archive.read(n).decode() for n in archive.namelist() if n.endswith(".py"))
+    assert "quantized" in code
+    assert "torch.gru(" not in code
+    assert "torch.linear(" not in code
+
+
 class Tokens(nn.Module):
     """An embedding, a recurrent layer, logits."""
 
@@ -191,7 +252,7 @@ class Tokens(nn.Module):
         return self.head(out), state
 
 
-@pytest.mark.parametrize(("layer", "road"), [(nn.LSTM, "lstm"), (nn.GRU, "general")])
+@pytest.mark.parametrize(("layer", "road"), [(nn.LSTM, "lstm"), (nn.GRU, gru_spellings.AFTER)])
 def test_token_ids_go_through_an_embedding(
     layer: type[nn.LSTM] | type[nn.GRU], road: str, tmp_path: Path
 ) -> None:

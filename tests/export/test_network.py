@@ -1,5 +1,7 @@
 """Cells are recognised by their mathematics, whatever their spelling."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,17 @@ from torch import Tensor, nn
 
 from export.call import parse_call
 from export.called import CalledModule, Outside
+from export.cell_graph import fits_nodes
+from export.cells import Cell, GruCell, LstmCell
 from export.errors import LoweringError
 from export.finding import find_reference
 from export.form import read_form
-from export.network import LstmCell, Network
+from export.network import Network
 from export.recognise import lower
 from export.reference import Reference, StateSpec
 from export.trace import trace_step
 from models.networks import CellForecaster, LSTMForecaster
-from tests.export import spellings
+from tests.export import gru_spellings, lstm_spellings, spellings
 
 X = torch.randn(1, 30, spellings.INPUT, generator=torch.Generator().manual_seed(0))
 
@@ -96,39 +100,149 @@ def test_what_stands_around_a_cell_is_kept() -> None:
     assert network.cells[0].input.blocks["x"].shape == (20, 3)
 
 
-@pytest.mark.parametrize("spelling", spellings.OTHERS)
-def test_another_function_goes_the_general_road(spelling: type[nn.Module]) -> None:
-    """What is no LSTM is taken for none: its state is carried by its own operators, exactly."""
+KINDS = [*lstm_spellings.LSTMS, *gru_spellings.GRUS, *gru_spellings.RNNS]
+
+
+@pytest.mark.parametrize(("spelling", "road"), KINDS, ids=[f"{k}" for k in range(len(KINDS))])
+def test_every_kind_of_cell_is_known_by_its_mathematics(
+    spelling: Callable[[], nn.Module], road: str
+) -> None:
+    """One cell of the stated kind, no other node, and the module's own answers to 1e-6."""
+    torch.manual_seed(0)
+    reference, network = lowered(spelling())
+    (cell,) = network.nodes
+    assert isinstance(cell, Cell)
+    assert cell.road == road
+    assert cell.hidden_size == spellings.HIDDEN
+    assert fits_nodes(network)
+    assert_same(reference, network)
+
+
+NEAR = [*lstm_spellings.NEAR_LSTMS, *gru_spellings.NEAR_GRUS]
+
+
+@pytest.mark.parametrize(("spelling", "why"), NEAR, ids=[why for _, why in NEAR])
+def test_another_function_goes_the_general_road_and_why_is_said(
+    spelling: Callable[[], nn.Module], why: str
+) -> None:
+    """What only looks like a cell is taken for none: its own operators carry it, exactly."""
     torch.manual_seed(0)
     reference, network = lowered(spelling())
     assert not network.cells
     assert set(network.free) == {spec.name for spec in reference.states}
+    assert why in network.why_free["h"]
     assert_same(reference, network)
 
 
-def test_layers_of_two_kinds_share_no_road() -> None:
-    """An nn.LSTM layer on its own ports is a cell even beside a GRU."""
+def test_the_matrices_of_a_gru_are_read_off_exactly() -> None:
+    """nn.GRU's own weights come back, gates z, r, n; of the biases n's two stay apart."""
+    torch.manual_seed(0)
+    module = nn.GRU(spellings.INPUT, 5, batch_first=True)
+    _, network = lowered(module)
+    (cell,) = network.cells
+    assert isinstance(cell, GruCell)
+    w, r, b, inner = (p.detach().double().numpy() for p in module.all_weights[0])
+    order = [*range(5, 10), *range(5), *range(10, 15)]
+    np.testing.assert_allclose(cell.input.blocks["x"], w[order], atol=1e-12)
+    np.testing.assert_allclose(cell.recurrent, r[order], atol=1e-12)
+    inner[:10], b[:10] = 0, b[:10] + inner[:10]
+    np.testing.assert_allclose(cell.input.bias, b[order], atol=1e-12)
+    assert cell.reset_bias is not None
+    np.testing.assert_allclose(cell.reset_bias, inner[10:], atol=1e-12)
+
+
+def test_peepholes_are_read_off_exactly() -> None:
+    """In the order i, f, o; those that are not there are zeros."""
+    torch.manual_seed(0)
+    module = lstm_spellings.Peepholes()
+    (cell,) = lowered(module)[1].cells
+    assert isinstance(cell, LstmCell)
+    wanted = module.p.detach().double().numpy()[[1, 0, 2]]
+    assert cell.peepholes is not None
+    np.testing.assert_allclose(cell.peepholes, wanted, atol=1e-12)
+    partial = lstm_spellings.PartialPeephole()
+    (cell,) = lowered(partial)[1].cells
+    assert isinstance(cell, LstmCell)
+    wanted = np.stack([np.zeros(6), np.zeros(6), partial.p[0].detach().double().numpy()])
+    assert cell.peepholes is not None
+    np.testing.assert_allclose(cell.peepholes, wanted, atol=1e-12)
+
+
+class Mixed(nn.Module):
+    """A peephole LSTM, a GRU of either kind and an RNN, one above the other, in one packed state.
+
+    y looks at all of them: at h, at c, and at how far the GRU moved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = spellings.HIDDEN
+        self.lstm = lstm_spellings.Peepholes()
+        self.before, self.after = gru_spellings.Lerped(), gru_spellings.ChunkedAfter()
+        self.rnn = gru_spellings.CatRNN()
+        self.down = nn.ModuleList(nn.Linear(size, spellings.INPUT) for _ in range(3))
+        self.head = nn.Linear(4 * size, 2)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        h, c, s, t, u = state.chunk(5, dim=1)
+        h, c = self.lstm(x, (h, c))
+        moved = self.before(self.down[0](h), s)
+        t = self.after(self.down[1](moved), t)
+        u = self.rnn(self.down[2](t), u)
+        y: Tensor = self.head(torch.cat([u, moved - s, c, h], dim=1))
+        return y, torch.cat([h, c, moved, t, u], dim=1)
+
+
+def test_all_kinds_stand_together_in_one_port() -> None:
+    """Four cells, each fed by the one below, in pieces of one state; the answers are the same."""
+    torch.manual_seed(0)
+    module = Mixed().eval()
+    specs = (Outside(StateSpec("s", (5 * spellings.HIDDEN,)), 0),)
+    reference = CalledModule(module, parse_call("x, s -> y, s"), 1, specs)
+    trace = trace_step(reference, X)
+    network = lower(read_form(trace), trace)
+    assert [cell.road for cell in network.cells] == [
+        "lstm (peepholes)",
+        gru_spellings.BEFORE,
+        gru_spellings.AFTER,
+        "rnn (tanh)",
+    ]
+    assert [list(cell.input.blocks) for cell in network.cells] == [
+        ["x"],
+        ["lstm_0.h"],
+        ["gru_0.h"],
+        ["gru_1.h"],
+    ]
+    assert set(network.y.blocks) == {"rnn_0.h", "gru_0.h", "s", "lstm_0.c", "lstm_0.h"}
+    assert len(network.nodes) == 4
+    assert_same(reference, network)
+
+
+def test_a_cell_beside_another_recurrence_is_still_a_cell() -> None:
+    """An nn.LSTM layer on its own ports is a cell even above a minimal gated unit."""
 
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm = nn.LSTMCell(3, 5)
-            self.gru = nn.GRUCell(5, 4)
+            self.lstm = nn.LSTMCell(6, 5)
+            self.unit = gru_spellings.MinimalGated()
 
         def forward(self, x: Tensor, h: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-            h, c = self.lstm(x, (h, c))
-            s = self.gru(h, s)
-            return s, h, c, s
+            s = self.unit(x, s)
+            h, c = self.lstm(s, (h, c))
+            return h, h, c, s
 
     torch.manual_seed(0)
     module = Both().eval()
-    shapes = {"h": 5, "c": 5, "s": 4}
+    shapes = {"h": 5, "c": 5, "s": 6}
     specs = tuple(Outside(StateSpec(name, (size,)), 0) for name, size in shapes.items())
     reference = CalledModule(module, parse_call("x, h, c, s -> y, h, c, s"), 1, specs)
     trace = trace_step(reference, X)
     network = lower(read_form(trace), trace)
     assert [cell.h.port for cell in network.cells] == ["h"]
     assert set(network.free) == {"s"}
+    assert "minimal gated unit" in network.why_free["s"]
+    assert not fits_nodes(network)
     assert_same(reference, network)
 
 

@@ -18,7 +18,7 @@ from export.trace import trace_step
 from models.zoo import sine_cell
 from service.artifact import Artifact
 from service.runtime import Runtime
-from tests.export import spellings
+from tests.export import gru_spellings, lstm_spellings
 
 
 def test_columns_are_quantized_each_by_its_own_peak() -> None:
@@ -149,8 +149,14 @@ class Unbounded(nn.Module):
 @pytest.mark.parametrize(
     ("module", "bounded"),
     [
-        (spellings.CatGRU(), True),
-        (spellings.MinimalGated(), True),
+        (gru_spellings.CatReset(), True),
+        (gru_spellings.MinimalGated(), True),
+        (lstm_spellings.Coupled(), True),
+        (lstm_spellings.Activated(h="softsign"), True),
+        (lstm_spellings.Activated(h="linear"), False),
+        (lstm_spellings.Activated(h="scaled"), False),
+        (gru_spellings.CatRNN(nn.Hardsigmoid()), True),
+        (gru_spellings.ScaledRNN(), False),
         (nn.GRUCell(3, 24), True),
         (nn.RNNCell(3, 24), True),
         (nn.RNNCell(3, 24, nonlinearity="relu"), False),
@@ -158,7 +164,22 @@ class Unbounded(nn.Module):
         (Unbounded("squared gate"), False),
         (Unbounded("mixed units"), False),
     ],
-    ids=["cat gru", "minimal", "gru", "rnn", "relu rnn", "two gates", "squared", "mixed"],
+    ids=[
+        "cat gru",
+        "minimal",
+        "coupled",
+        "softsign",
+        "linear h",
+        "scaled",
+        "hard rnn",
+        "scaled rnn",
+        "gru",
+        "rnn",
+        "relu rnn",
+        "two gates",
+        "squared",
+        "mixed",
+    ],
 )
 def test_only_what_is_bounded_by_its_mathematics_counts_as_bounded(
     module: nn.Module, bounded: bool
