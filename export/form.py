@@ -55,8 +55,16 @@ class Affine:
         batch = len(next(iter(roots.values())))
         value = np.tile(self.bias, (batch, 1))
         for name, matrix in self.blocks.items():
-            value = value + roots[name] @ matrix.T
+            value = value + _product(roots[name], matrix)
         return value
+
+
+def _product(rows: Array, matrix: Array) -> Array:
+    """rows @ matrix.T, in which an infinite value is not seen through a zero, as in a slice."""
+    if np.isfinite(rows).all():
+        return np.asarray(rows @ matrix.T)
+    with np.errstate(invalid="ignore"):
+        return np.stack([np.where(matrix != 0, matrix * row, 0).sum(axis=1) for row in rows])
 
 
 @dataclass(frozen=True)

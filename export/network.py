@@ -120,8 +120,12 @@ def _check_input(
 
 
 def _greatest_error(ours: tuple[Array, ...], theirs: tuple[Array, ...]) -> float:
-    """|ours - theirs| relative to max(1, |theirs|), at its greatest."""
-    return max(
-        float((np.abs(a.reshape(b.shape) - b) / np.maximum(1, np.abs(b))).max())
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    """|ours - theirs| relative to max(1, |theirs|), at its greatest; inf equals inf, NaN NaN."""
+    return max(_error(a.reshape(b.shape), b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _error(ours: Array, theirs: Array) -> float:
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))
+    return float(np.where(same, 0, error).max())

@@ -379,7 +379,10 @@ def test_a_module_that_looks_ahead_is_refused(module: nn.Module, said: str, tmp_
     ("module", "road"),
     [
         (NormLSTM(1, 24, 1), "lstm"),
-        (nn.Sequential(Last(nn.GRU(1, 24, batch_first=True)), nn.Softmax(1)), "general"),
+        (
+            nn.Sequential(Last(nn.GRU(1, 24, batch_first=True)), nn.Softmax(1)),
+            "gru (reset after the product)",
+        ),
     ],
     ids=["batch norm", "gru with softmax"],
 )

@@ -260,3 +260,50 @@ def test_rows_that_meet_are_refused() -> None:
 
     with pytest.raises(LoweringError):
         lowered(Meeting())
+
+
+def test_a_step_that_overflows_is_compared_too() -> None:
+    """exp of 1e4 is inf in the module and in the network; it is not taken for a difference."""
+
+    class Exponential(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z = nn.Linear(3 + 6, 6)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            e = torch.exp(self.z(torch.cat([x, h], dim=1)))
+            return 1 / (1 + e) + e / (1 + e.abs())
+
+    torch.manual_seed(0)
+    reference, network = lowered(Exponential())
+    assert [getattr(node, "fn", "cell") for node in network.nodes] == [
+        "exp",
+        "reciprocal",
+        "abs",
+        "div",
+    ]
+    assert_same(reference, network)
+
+
+def test_a_gate_that_looks_at_another_old_state_is_no_cells() -> None:
+    """A node sees its own h and this step's input; the state of a layer above comes a step late."""
+
+    class Feedback(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.above = nn.GRUCell(3 + 4, 5), nn.GRUCell(5, 4)
+
+        def forward(self, x: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+            h = self.below(torch.cat([x, s], dim=1), h)
+            s = self.above(h, s)
+            return s, h, s
+
+    torch.manual_seed(0)
+    specs = tuple(Outside(StateSpec(name, (size,)), 0) for name, size in (("h", 5), ("s", 4)))
+    reference = CalledModule(Feedback().eval(), parse_call("x, h, s -> y, h, s"), 1, specs)
+    trace = trace_step(reference, X)
+    network = lower(read_form(trace), trace)
+    assert set(network.free) == {"h"}
+    assert "a gate looks at the old `s`" in network.why_free["h"]
+    assert [cell.h.port for cell in network.cells] == ["s"]
+    assert_same(reference, network)

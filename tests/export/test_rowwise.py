@@ -190,3 +190,15 @@ def test_only_what_is_bounded_by_its_mathematics_counts_as_bounded(
     trace = trace_step(reference, x)
     network = lower(read_form(trace), trace)
     assert ("h" in bounded_sources(network)) is bounded
+
+
+@pytest.mark.parametrize(
+    ("module", "bounded"),
+    [(lstm_spellings.Coupled(), {"h", "c"}), (lstm_spellings.Peepholes(), {"h"})],
+    ids=["coupled", "peepholes"],
+)
+def test_the_c_of_a_coupled_cell_is_a_mean(module: nn.Module, bounded: set[str]) -> None:
+    """f * c + (1 - f) * tanh(g) stays in [-1, 1]; with gates of their own c grows without bound."""
+    x = torch.randn(1, 30, 3, generator=torch.Generator().manual_seed(0))
+    trace = trace_step(find_reference(module.eval(), x), x)
+    assert bounded_sources(lower(read_form(trace), trace)) & {"h", "c"} == bounded
