@@ -195,6 +195,7 @@ RNNS = [
     (lambda: nn.RNN(INPUT, HIDDEN, batch_first=True), "rnn (tanh)"),
     (lambda: nn.RNN(INPUT, HIDDEN, nonlinearity="relu", batch_first=True), "rnn (relu)"),
     (lambda: CatRNN(nn.ReLU()), "rnn (relu)"),
+    (lambda: CatRNN(nn.Hardtanh(0.0, float("inf"))), "rnn (relu)"),
     (lambda: CatRNN(nn.Hardsigmoid()), "rnn (hard sigmoid)"),
     (lambda: CatRNN(nn.Softsign()), "rnn (softsign)"),
     (lambda: CatRNN(nn.LeakyReLU(0.1)), "rnn (leaky relu 0.1)"),
@@ -237,6 +238,9 @@ class NearGRU(nn.Module):
         if self.kind == "part of h":
             half = torch.cat([r[:, :3] * h[:, :3], h[:, 3:]], 1)
             return (1 - z) * torch.tanh(self.W(x) + self.R(half)) + z * h
+        if self.kind == "beside":
+            inner = self.R(r * h) + h @ self.R.weight
+            return (1 - z) * torch.tanh(self.W(x) + inner) + z * h
         if self.kind == "x too":
             return (1 - z) * torch.tanh(r * (self.W(x) + self.R(h))) + z * h
         if self.kind == "no reset":
@@ -250,6 +254,7 @@ NEAR_GRUS = [
     (MinimalGated, "minimal gated unit"),
     (lambda: NearGRU("shares of their own"), "do not add up to 1"),
     (lambda: NearGRU("part of h"), "a part of h"),
+    (lambda: NearGRU("beside"), "beside the reset gate too"),
     (lambda: NearGRU("x too"), "reaches `x` too"),
     (lambda: NearGRU("no reset"), "through no reset gate"),
     (lambda: NearGRU("two functions"), "r and z are gates of different functions"),

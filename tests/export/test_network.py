@@ -13,7 +13,7 @@ from export.cell_graph import fits_nodes
 from export.cells import Cell, GruCell, LstmCell
 from export.errors import LoweringError
 from export.finding import find_reference
-from export.form import read_form
+from export.form import Root, read_form
 from export.network import Network
 from export.recognise import lower
 from export.reference import Reference, StateSpec
@@ -306,4 +306,24 @@ def test_a_gate_that_looks_at_another_old_state_is_no_cells() -> None:
     assert set(network.free) == {"h"}
     assert "a gate looks at the old `s`" in network.why_free["h"]
     assert [cell.h.port for cell in network.cells] == ["s"]
+    assert_same(reference, network)
+
+
+def test_what_looks_at_a_part_of_a_cell_is_not_said_by_the_whole() -> None:
+    """A head on i * g alone keeps that product: c' - f * c would cancel where c is large."""
+
+    class Inside(lstm_spellings.Activated):
+        def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> object:  # type: ignore[override]
+            h, c = state
+            i, f, g, o = self.z(torch.cat([h, x], dim=1)).chunk(4, 1)
+            kept = torch.sigmoid(f) * c
+            new = torch.sigmoid(i) * torch.tanh(g)
+            c = kept + new
+            return new, (torch.sigmoid(o) * torch.tanh(c), c)
+
+    torch.manual_seed(0)
+    reference, network = lowered(Inside())
+    assert [cell.road for cell in network.cells] == ["lstm"]
+    (source,) = network.y.blocks
+    assert source in {node.name for node in network.nodes if isinstance(node, Root)}
     assert_same(reference, network)
