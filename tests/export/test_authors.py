@@ -179,7 +179,8 @@ def test_a_row_among_hostile_neighbours_is_the_row_alone(name: str, artifacts: A
 def test_the_road_is_the_shortest(name: str, artifacts: Artifacts) -> None:
     """Cells that ONNX has an operator for are lowered to it, and only the rest is general."""
     lowering = artifacts[name].manifest.lowering
-    assert {entry.road for entry in lowering} - {"not written"} == CORPUS[name].roads
+    kinds = {entry.road.partition(" (")[0] for entry in lowering}  # "gru (reset after ...)"
+    assert kinds - {"not written"} == CORPUS[name].roads
 
 
 @pytest.mark.parametrize("name", known(REFUSED))

@@ -338,7 +338,6 @@ ENTRIES = {
         waves(3),
         run_mgu,
         roads=GENERAL,
-        fails="the operation lerp is not lowered",
     ),
     "phased": Entry(
         lambda: PhasedLSTM(3, 12),

@@ -229,14 +229,11 @@ ENTRIES = {
         time_first,
         fails="takes two dimensions too, by broadcasting: ambiguous",
     ),
-    "coupled": Entry(
-        lambda: CoupledLSTM(3, 12), waves(3), step_pair, fails="the operation lerp is not lowered"
-    ),
+    "coupled": Entry(lambda: CoupledLSTM(3, 12), waves(3), step_pair),
     "keras-like": Entry(
         lambda: KerasLikeLSTM(3, 12),
         waves(3),
         run_keras,
-        fails="the operation clamp is not lowered",
     ),
     "entity-aware": Entry(
         EAStep,
@@ -257,13 +254,11 @@ ENTRIES = {
         waves(3),
         run_fused,
         roads=road("gru"),
-        off_road="a GRU is not recognised",
     ),
     "names": Entry(
         lambda: NameRNN(5, 16, 4),
         waves(5),
         run_names,
         roads=road("rnn"),
-        off_road="a plain RNN is not recognised",
     ),
 }
