@@ -20,6 +20,7 @@ from export.source import Source, load_source
 from service.errors import CarouselError
 from service.manifest import NAME_PATTERN
 
+MAX_WINDOW = 10_000  # steps: a session's state is as large, and is stored at each commit
 TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\
 export imports and runs MODULE, so run it on code that you trust; serving never does.
@@ -28,7 +29,9 @@ exit status: 0 written; 1 refused, nothing written; 2 the command line is wrong.
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check_mode(parser, arguments.mode, arguments.window)
     console = Console(stderr=True)
     try:
         # numpy's and torch's thread pools take the cores from each other: 30 times slower here.
@@ -48,6 +51,7 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> None:
         _name(arguments.name),
         arguments.out,
         notation=arguments.call,
+        window=arguments.window,
         variants=arguments.variants,
         default_variant=arguments.default_variant,
         tolerances=dict(arguments.tolerance),
@@ -112,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         "classes, choose, alarm (README)",
     )
     add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"')
+    add(
+        "--mode",
+        choices=("auto", "causal", "windowed"),
+        default="auto",
+        help="causal (auto): its state is carried; windowed: its last N inputs are the state",
+    )
+    add("--window", type=_window, metavar="N", help="steps of a training window, for windowed")
     add("--init", metavar="JSON", default="{}", help="keywords for FACTORY")
     add(
         "--variants",
@@ -136,6 +147,25 @@ def _parser() -> argparse.ArgumentParser:
         help="do not copy it into BentoML's model store",
     )
     return parser
+
+
+def _check_mode(parser: argparse.ArgumentParser, mode: str, window: int | None) -> None:
+    if mode == "windowed" and window is None:
+        parser.error(
+            "--mode windowed needs --window N: as many steps as the windows that the model was "
+            "trained on"
+        )
+    if mode != "windowed" and window is not None:
+        parser.error(
+            f"--window {window} is for models that need their whole window: say --mode windowed, "
+            f"or leave it out (--mode is {mode})"
+        )
+
+
+def _window(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= MAX_WINDOW:
+        raise argparse.ArgumentTypeError(f"`{text}`, expected a number of steps, 1 to {MAX_WINDOW}")
+    return int(text)
 
 
 def _variant(text: str) -> str:

@@ -76,6 +76,7 @@ def export(
     out: Path,
     *,
     notation: str | None = None,
+    window: int | None = None,
     variants: Sequence[VariantName] | None = None,
     default_variant: VariantName | None = None,
     tolerances: Mapping[str, float] | None = None,
@@ -85,6 +86,8 @@ def export(
 
     Args:
         notation: how the module is called (`--call`); None: found out.
+        window: `--mode windowed`: the inputs that the model sees at each step; None: it carries
+            its own state.
         variants: those to write, the first of them the default unless `default_variant` says.
             None: all that there can be; an int8 one that drifts is left out, and that is said.
         tolerances: variant -> atol, in place of the gate's own; these must pass.
@@ -96,7 +99,8 @@ def export(
     must_pass = {*(variants or ()), *(tolerances or ()), *FLOAT_VARIANTS}
     progress("calling the module")
     x = model_input(source)
-    reference = find_reference(source.module, torch.from_numpy(x[:, :64]), notation)
+    piece = torch.from_numpy(x[:, : max(64, window or 0)])
+    reference = find_reference(source.module, piece, notation, window)
     progress("running the reference")
     ports = _ports(reference, x)
     _check_pipeline(source, ports, x)

@@ -3,23 +3,60 @@
 from torch import Tensor, nn
 
 from export.called import find_call
+from export.errors import CallError, SourceError
 from export.onnx_finding import find_onnx_reference
 from export.onnx_source import OnnxModel
 from export.reference import Reference
+from export.window_call import find_window_call
+from export.windowed import ScoreKind, find_windowed
+
+PROBE_WINDOW = 16  # steps that most models of windows take, whatever they were trained on
 
 
 def find_reference(
-    module: nn.Module | OnnxModel, x: Tensor, notation: str | None = None
+    module: nn.Module | OnnxModel,
+    x: Tensor,
+    notation: str | None = None,
+    window: int | None = None,
+    score: ScoreKind | None = None,
 ) -> Reference:
     """Find out how `module` is called and where its state is.
 
     Args:
         module: in eval mode, or an ONNX file.
-        x: (B, T, ...), a piece of the example; its features and dtype count.
+        x: (B, T, ...), the example, or a piece of it that is longer than `window`.
         notation: the `--call` that the user gave; None: the common ones are tried.
+        window: the model is to see its last `window` inputs at each step; None: it carries its
+            own state.
+        score: of a windowed model that reconstructs its input: y is this error of it.
     Raises:
         CallError: none works (each with its reason), or several do.
+        SourceError: the example is shorter than the window.
     """
     if isinstance(module, OnnxModel):
+        if window:
+            raise SourceError(
+                f"--mode windowed takes a torch module, {module.name} is an ONNX file: say how its "
+                "states go in and out (--call), or export it from its module"
+            )
         return find_onnx_reference(module, x, notation)
-    return find_call(module, x, notation)
+    if window:
+        return find_windowed(module, x, window, notation, score)
+    try:
+        return find_call(module, x, notation)
+    except CallError as error:
+        if notation or not _takes_windows(module, x):
+            raise
+        raise CallError(
+            f"{error}\nIt gives an answer for a whole window, though: `--mode windowed --window N` "
+            "serves it on its last N inputs, N as many as in a training window"
+        ) from error
+
+
+def _takes_windows(module: nn.Module, x: Tensor) -> bool:
+    """Whether it works on a window alone, and gives no state."""
+    try:
+        call = find_window_call(module, x, min(PROBE_WINDOW, x.shape[1]), None, None)
+    except CallError:
+        return False
+    return call.output is None and call.arguments == (True,)

@@ -5,10 +5,12 @@ Rules
 - The reference is the user's eager module in float32, run over the whole sequence at once; the
   variant gets the same sequence in random chunks with its own state carried.
 - `teacher-forced`: the example's real input, at least `MIN_STEPS` steps (a shorter example is
-  cycled, and the report says so). `closed-loop`, for models whose y can be their next x: from many
-  points of the example, each feeds its own output back for `HORIZON` steps. `generated`, for
-  models of text: the reference writes on greedily from there for `HORIZON` tokens, and the variant
-  reads what it wrote; were it to read its own, one near tie would end the comparison.
+  cycled, and the report says so); of a windowed model `MIN_STEPS` in all rows together, since its
+  answers cannot drift for longer than its window. `closed-loop`, for models whose y can be their
+  next x: from many points of the example, each feeds its own output back for `HORIZON` steps.
+  `generated`, for models of text: the reference writes on greedily from there for `HORIZON` tokens,
+  and the variant reads what it wrote; were it to read its own, one near tie would end the
+  comparison.
 - The tolerance is stated as atol and rtol of the model's units. A variant that exceeds it anywhere
   fails, and then nothing at all is written.
 """
@@ -30,6 +32,7 @@ from service.runtime import Runtime
 Array = np.ndarray
 MIN_STEPS = 2_000
 MAX_STEPS = 10_000  # of the example that count: the eager reference takes about 0.1 ms a step
+MIN_WINDOWS = 4  # in each row: a windowed model's step takes as long as its whole window
 MAX_ROWS = 4
 HORIZON = 50
 STARTS = 16
@@ -108,9 +111,10 @@ class Gate:
         self._reference = reference
         self._ports = ports
         self._pipeline = pipeline
-        long, cycled = _long(x)
+        long, cycled = _long(x, reference.window)
         self._rng = np.random.default_rng(0)
-        starts = np.linspace(MIN_STEPS // 10, long.shape[1] - 1, STARTS).astype(int)
+        warm = reference.window or MIN_STEPS // 10
+        starts = np.linspace(warm, long.shape[1] - 1, STARTS).astype(int)
         cuts = _cuts(self._rng, long.shape[1], starts)
         y, self._states = _run_reference(reference, long, cuts)
         self.teacher_forced = Case(TEACHER_FORCED, long, y, cuts, cycled)
@@ -148,8 +152,16 @@ class Gate:
             raise CausalityError(
                 f"the module gives another y in chunks than over the whole sequence: off by "
                 f"{np.nanmax(error):.1e} (allowed {FLOAT_TOLERANCE.atol:g}), worst at step {step} "
-                f"of {count}. {self._reference.what_looks_ahead()}"
+                f"of {count}. {self._reference.what_looks_ahead()}{self._way_out()}"
             )
+
+    def _way_out(self) -> str:
+        if self._reference.window:
+            return ""
+        return (
+            ". `--mode windowed --window N` serves it on its last N inputs, N as many as in a "
+            "training window"
+        )
 
     def tolerances(self, variant: str, override: float | None) -> dict[str, Tolerance]:
         """atol and rtol of each case for `variant`; `override` is an atol given by the user."""
@@ -245,13 +257,16 @@ class Gate:
         return np.concatenate(ys, axis=1)
 
 
-def _long(x: Array) -> tuple[Array, bool]:
+def _long(x: Array, window: int | None) -> tuple[Array, bool]:
     """The example as at most MAX_ROWS rows of MIN_STEPS to MAX_STEPS steps, cycled if shorter."""
-    rows = x[:MAX_ROWS, :MAX_STEPS]
-    repeats = -(-MIN_STEPS // rows.shape[1])
+    least, most = MIN_STEPS, MAX_STEPS
+    if window:
+        least = most = max(-(-MIN_STEPS // min(len(x), MAX_ROWS)), MIN_WINDOWS * window)
+    rows = x[:MAX_ROWS, :most]
+    repeats = -(-least // rows.shape[1])
     if repeats == 1:
         return np.ascontiguousarray(rows), False
-    return np.concatenate([rows] * repeats, axis=1), True
+    return np.concatenate([rows] * repeats, axis=1)[:, :most], True
 
 
 def _cuts(rng: np.random.Generator, steps: int, starts: Array) -> tuple[int, ...]:
@@ -299,8 +314,11 @@ def _compare(variant: str, case: Case, y: Array, tolerance: Tolerance) -> Measur
 
 
 def _golden(reference: Reference, x: Array) -> Golden:
-    """A few windows of the example, evenly spaced, from the initial state."""
+    """A few pieces of the example, evenly spaced, from the initial state."""
     steps = min(GOLDEN_STEPS, x.shape[1])
+    if reference.window:
+        steps = max(GOLDEN_STEPS, reference.window + GOLDEN_STEPS // 4)  # full windows, which move
+        x = np.concatenate([x] * -(-steps // x.shape[1]), axis=1)
     starts = np.linspace(0, x.shape[1] - steps, GOLDEN_ROWS).astype(int)
     rows = np.stack([x[k % len(x), s : s + steps] for k, s in enumerate(starts)])
     with torch.no_grad():

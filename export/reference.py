@@ -35,6 +35,11 @@ class Reference(Protocol):
     def mode(self) -> Literal["causal", "windowed"]: ...
 
     @property
+    def window(self) -> int | None:
+        """How many inputs an answer depends on, its own included; None: all that there were."""
+        return None
+
+    @property
     def states(self) -> Sequence[StateSpec]: ...
 
     @property

@@ -82,12 +82,17 @@ def zoo_markdown(rows: Iterable[tuple[Entry, Report | None]]) -> str:
     )
     lines = [columns, ("---",) * len(columns)]
     for entry, report in rows:
-        call, parameters = f"`{entry.call}`", ", ".join(_parameters(entry))
+        call, parameters = _call(entry), ", ".join(_parameters(entry))
         errors = "; ".join(_errors(report))
         lines.append(
             (f"`{entry.name}`", entry.description, call, parameters, errors, _trained(report))
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _call(entry: Entry) -> str:
+    flags = " ".join(entry.export_flags)
+    return f"`{entry.call}`, `{flags}`" if flags else f"`{entry.call}`"
 
 
 def _parameters(entry: Entry) -> list[str]:

@@ -48,6 +48,7 @@ class Entry:
         task: the data and the purpose.
         settings: how it is trained.
         call: its ``forward``, in the notation of ``python -m export --call``.
+        export_flags: what ``python -m export`` has to be told of it besides its files.
     """
 
     name: str
@@ -56,9 +57,15 @@ class Entry:
     task: Task
     settings: Settings
     call: str = "X -> y"
+    export_flags: tuple[str, ...] = ()
 
 
 LSTM_CALL = "X, (h, c)=None -> Y, (h, c)"
+
+
+def _windowed(steps: int) -> tuple[str, ...]:
+    """Of models that need their whole window: it is their session's state."""
+    return ("--mode", "windowed", "--window", str(steps))
 
 
 def sine_cell() -> CellForecaster:
@@ -204,8 +211,16 @@ ENTRIES = (
         name="bidirectional",
         description="bidirectional nn.LSTM tells four waveforms apart",
         factory=bidirectional,
+        export_flags=_windowed(SHAPE.window),
         task=SHAPE,
-        settings=Settings(epochs=40, batches=40, batch_size=64, learning_rate=5e-3),
+        settings=Settings(
+            epochs=80,
+            batches=40,
+            batch_size=64,
+            learning_rate=5e-3,
+            plateau_epochs=4,
+            stop_epochs=12,
+        ),
     ),
     Entry(
         name="char-rnn",
@@ -220,6 +235,7 @@ ENTRIES = (
         description="encoder and decoder nn.LSTM find faults in temperature",
         call="X -> Y",
         factory=anomaly_detector,
+        export_flags=_windowed(FAULTS.window),
         task=FAULTS,
         settings=Settings(epochs=80, batches=60, batch_size=64, learning_rate=5e-3),
     ),
@@ -234,6 +250,7 @@ ENTRIES = (
         name="attention-lstm",
         description="softmax attention over 48 hours of temperature",
         factory=attention_lstm,
+        export_flags=_windowed(NEXT_HOUR.window),
         task=NEXT_HOUR,
         settings=Settings(epochs=25, batches=40, batch_size=64, learning_rate=5e-3),
     ),
@@ -255,6 +272,7 @@ ENTRIES = (
         name="seq2seq",
         description="encoder, decoder and attention: the next 24 hours of temperature",
         factory=seq2seq,
+        export_flags=_windowed(NEXT_DAY.window),
         task=NEXT_DAY,
         settings=Settings(epochs=16, batches=25, batch_size=64, learning_rate=5e-3),
     ),
@@ -262,6 +280,7 @@ ENTRIES = (
         name="transformer",
         description="TransformerEncoder on 48 hours of temperature",
         factory=transformer,
+        export_flags=_windowed(NEXT_HOUR.window),
         task=NEXT_HOUR,
         settings=Settings(epochs=20, batches=40, batch_size=64, learning_rate=2e-3),
     ),
