@@ -142,7 +142,7 @@ def test_the_score_is_the_error_of_the_reconstruction(score: ScoreKind) -> None:
     [
         (BothWays(), X, r"y has shape \(2, 2\) for 2 windows, expected \(2, 6, ...\)"),
         (BothWays(last=False), X, r"by `mse`.*gives \(1, 6, 2\) for .*float32 \(1, 6, 3\)"),
-        (nn.Embedding(9, 1), IDS, r"by `mse`.*gives \(1, 6, 1\) for .*int64 \(1, 6\)"),
+        (nn.Sequential(nn.Embedding(9, 1), nn.Flatten()), IDS, r"by `mse`.*one window of .*int64"),
     ],
     ids=["one y", "other features", "ids"],
 )
@@ -322,8 +322,14 @@ def test_what_is_not_causal_is_told_of_windowed_mode(
         export(source, "small", tmp_path)
 
 
-def test_a_model_that_needs_a_state_is_not_told_so() -> None:
-    """A cell without a way to call it says nothing of windows."""
-    with pytest.raises(CallError) as caught:
-        find_reference(nn.LSTMCell(5, 8).eval(), X)
-    assert "windowed" not in str(caught.value)
+def test_a_model_that_gives_its_state_is_not_told_so() -> None:
+    """A state that no call was found for is to be named in --call, not to be thrown away."""
+
+    class Odd(BothWays):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x), {"h": x[:, 0]}  # type: ignore[return-value]
+
+    for module in (nn.LSTMCell(5, 8), Odd()):
+        with pytest.raises(CallError, match="no way was found") as caught:
+            find_reference(module.eval(), X)
+        assert "windowed" not in str(caught.value)
