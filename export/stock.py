@@ -5,6 +5,7 @@ measures that, and the runtime then runs one row and one step at a time.
 """
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -30,9 +31,9 @@ def write_stock_int8(float_graph: onnx.ModelProto, target: Path) -> None:
     logger.setLevel(logging.ERROR)  # it advises a pre-processing that this graph does not need
     try:
         quantize_dynamic(
-            float_graph,
+            _with_weights_inside(float_graph),
             target,
-            op_types_to_quantize=_kinds(float_graph.graph),
+            op_types_to_quantize=["LSTM", "MatMul"],  # an embedding's table stays exact
             per_channel=True,
             reduce_range=REDUCE_RANGE,
             weight_type=QuantType.QInt8,
@@ -45,8 +46,36 @@ def write_stock_int8(float_graph: onnx.ModelProto, target: Path) -> None:
         raise NothingQuantizedError("ONNX Runtime found nothing to quantize in the float graph")
 
 
-def _kinds(graph: onnx.GraphProto) -> list[str]:
-    """An embedding's table stays exact; an LSTM whose weights are outside its own graph, too."""
-    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-    inside = [node for body in bodies for node in all_nodes(body)]
-    return ["MatMul"] if any(node.op_type == "LSTM" for node in inside) else ["LSTM", "MatMul"]
+def _with_weights_inside(given: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with W and R of each LSTM beside it: in a Scan, the tool looks nowhere else."""
+    model = onnx.ModelProto()
+    model.CopyFrom(given)
+    outer = {tensor.name: tensor for tensor in model.graph.initializer}
+    for body in _bodies(model.graph):
+        _move_weights(body, outer)
+    used = {name for node in all_nodes(model.graph) for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
+
+
+def _bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+                yield from _bodies(attribute.g)
+
+
+def _move_weights(body: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> None:
+    for k, node in enumerate(body.node):
+        if node.op_type != "LSTM":
+            continue
+        for place in (1, 2):
+            if node.input[place] not in outer:
+                continue
+            weight = onnx.TensorProto()
+            weight.CopyFrom(outer[node.input[place]])
+            weight.name = node.input[place] = f"{weight.name}_inside_{k}"
+            body.initializer.append(weight)
