@@ -77,25 +77,47 @@ def bounded_states(model: StepModel, initial: Mapping[str, Array]) -> Bounds:
 def picked_from_x(model: StepModel) -> int | None:
     """How many ids there are, of integers x that take rows of tables; None: they take none.
 
+    A state that keeps earlier x, as a window does, takes rows as they do.
+
     Raises:
         LoweringError: rows are taken by numbers that are computed from x.
     """
-    same = {"x"}
+    keepers = set(model.states)
+    while True:
+        same, sizes = _follow_x(model, keepers)
+        kept = {name for name in keepers if model.states[name] in same}
+        if kept != keepers:
+            keepers = kept
+            continue
+        if None in sizes:
+            raise LoweringError("an embedding is taken of something else than x as it comes")
+        return min((size for size in sizes if size is not None), default=None)
+
+
+def _follow_x(model: StepModel, keepers: set[str]) -> tuple[set[str], list[int | None]]:
+    """The values that hold x as it came, now or earlier; the sizes of the tables that they pick of.
+
+    None is a table that is picked of by what was computed from x.
+    """
+    same = {"x", *(f"{name}_0" for name in keepers)}
     moved: set[str] = set()
-    sizes = []
+    sizes: list[int | None] = []
     for node in model.nodes:
         if node.op_type == "Gather" and node.input[0] in model.constants:
             if node.input[1] in moved:
-                raise LoweringError("an embedding is taken of something else than x as it comes")
+                sizes.append(None)
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             if node.input[1] in same:
                 sizes.append(model.constants[node.input[0]].shape[axis])
             continue
-        if any(name in same for name in node.input):
-            (same if node.op_type in PICKS | {"Cast"} else moved).update(node.output)
+        given = [name for name in node.input if name in same]
+        if given and node.op_type != "Shape":
+            joined = node.op_type == "Concat" and len(given) == len(node.input)
+            picked = node.op_type in PICKS | {"Cast"}
+            (same if joined or picked else moved).update(node.output)
         if any(name in moved for name in node.input):
             moved.update(node.output)
-    return min(sizes, default=None)
+    return same, sizes
 
 
 def _within(found: Interval | None) -> bool:

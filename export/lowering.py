@@ -35,6 +35,8 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
     if isinstance(reference, OnnxReference):
         step, how = write_step(reference, x.numpy())
         return from_step_model(step, reference, x, how)
+    if reference.window:  # unrolled into affine maps, a layer over the window would be N layers
+        return lower_operators(reference, x, why="at each step the whole window is run")
     try:
         trace = trace_step(reference, x)
         return LoweredNetwork(lower(read_form(trace), trace))

@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
+from onnx.reference import ReferenceEvaluator
 
 from export.errors import LoweringError
 from export.graph_builder import GraphBuilder, all_nodes
 from export.scan import Shape
 
 Array = np.ndarray
+RANDOM = {"RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 Renaming = Callable[[str], str]
 
 
@@ -94,6 +96,8 @@ def read_step_model(model: onnx.ModelProto, states: Sequence[str]) -> StepModel:
     for node in graph.node:
         if node.op_type == "Constant" and not node.domain:
             constants[node.output[0]] = _constant(node)
+        elif _is_constant(node, constants):
+            constants.update(_computed(node, constants, model.opset_import))
         elif node.op_type == "Gemm" and not node.domain:
             nodes += _as_product(node, constants)
         else:
@@ -146,6 +150,33 @@ def _constant(node: onnx.NodeProto) -> Array:
     if attribute.name in ("value_int", "value_ints"):
         return np.array(value, np.int64)
     raise LoweringError(f"the step holds a constant of kind `{attribute.name}`")
+
+
+def _is_constant(node: onnx.NodeProto, constants: Mapping[str, Array]) -> bool:
+    given = [name for name in node.input if name]
+    return (
+        bool(given)
+        and all(name in constants for name in given)
+        and not node.domain
+        and node.op_type not in RANDOM
+        and not any(attribute.HasField("g") for attribute in node.attribute)
+    )
+
+
+def _computed(
+    node: onnx.NodeProto, constants: Mapping[str, Array], opsets: Sequence[onnx.OperatorSetIdProto]
+) -> dict[str, Array]:
+    """What a node makes of constants: torch.onnx leaves large ones, as an LSTM's gates, to us."""
+    given = {name: constants[name] for name in node.input if name}
+    names = [name for name in node.output if name]
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in given.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    graph = helper.make_graph([node], "constant", inputs, outputs)
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets))
+    return {n: np.asarray(v) for n, v in zip(names, evaluator.run(None, given), strict=True)}
 
 
 def _bare(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -84,9 +84,8 @@ def answers(name: str, x: Array) -> Array:
     padded = torch.from_numpy(np.concatenate([np.zeros((N - 1, *x.shape[1:]), x.dtype), x]))
     windows = torch.stack([padded[t : t + N] for t in range(len(x))])
     with torch.no_grad():
-        if name == "words":
-            return module(windows.T)[-1].numpy()
-        return module(windows).numpy()
+        y: Tensor = module(windows.T)[-1] if name == "words" else module(windows)
+    return y.numpy()
 
 
 def test_the_manifest_says_windowed(exported: Exported) -> None:
