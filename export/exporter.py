@@ -100,7 +100,7 @@ def export(
     progress("calling the module")
     x = model_input(source)
     piece = torch.from_numpy(x[:, : max(64, window or 0)])
-    reference = find_reference(source.module, piece, notation, window)
+    reference = find_reference(source.module, piece, notation, window, source.pipeline.alarm)
     progress("running the reference")
     ports = _ports(reference, x)
     _check_pipeline(source, ports, x)

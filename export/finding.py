@@ -8,7 +8,8 @@ from export.onnx_finding import find_onnx_reference
 from export.onnx_source import OnnxModel
 from export.reference import Reference
 from export.window_call import find_window_call
-from export.windowed import ScoreKind, find_windowed
+from export.windowed import find_windowed
+from service.pipeline import Alarm
 
 PROBE_WINDOW = 16  # steps that most models of windows take, whatever they were trained on
 
@@ -18,7 +19,7 @@ def find_reference(
     x: Tensor,
     notation: str | None = None,
     window: int | None = None,
-    score: ScoreKind | None = None,
+    alarm: Alarm | None = None,
 ) -> Reference:
     """Find out how `module` is called and where its state is.
 
@@ -28,20 +29,27 @@ def find_reference(
         notation: the `--call` that the user gave; None: the common ones are tried.
         window: the model is to see its last `window` inputs at each step; None: it carries its
             own state.
-        score: of a windowed model that reconstructs its input: y is this error of it.
+        alarm: the pipeline's; where its score is the error of a reconstruction, that is y.
     Raises:
         CallError: none works (each with its reason), or several do.
         SourceError: the example is shorter than the window.
     """
-    if isinstance(module, OnnxModel):
-        if window:
+    score = alarm.score if alarm and alarm.score != "y" else None
+    if window:
+        if isinstance(module, OnnxModel):
             raise SourceError(
                 f"--mode windowed takes a torch module, {module.name} is an ONNX file: say how its "
                 "states go in and out (--call), or export it from its module"
             )
-        return find_onnx_reference(module, x, notation)
-    if window:
         return find_windowed(module, x, window, notation, score)
+    if score:
+        raise SourceError(
+            f"the pipeline's alarm is scored by `{score}`, the error of a window's reconstruction: "
+            "say --mode windowed --window N, N as many steps as in a training window. If y itself "
+            'is the score, say "score": "y"'
+        )
+    if isinstance(module, OnnxModel):
+        return find_onnx_reference(module, x, notation)
     try:
         return find_call(module, x, notation)
     except CallError as error:

@@ -42,7 +42,8 @@ TEACHER_FORCED, CLOSED_LOOP, GENERATED = "teacher-forced", "closed-loop", "gener
 
 FLOAT_TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5)
 # int8 is measured against what the output does: a share of the reference's standard deviation,
-# and never less than the floor, which is as much of the data's own where the model is standardised.
+# and never less than the floor, which is as much of the data's own where the model is standardised
+# (of the threshold, where y is the error of a reconstruction).
 INT8_SHARE = {TEACHER_FORCED: 0.1, CLOSED_LOOP: 0.3, GENERATED: 0.1}
 INT8_FLOOR = {TEACHER_FORCED: 0.01, CLOSED_LOOP: 0.03, GENERATED: 0.01}
 FLOAT_CLOSED_LOOP = Tolerance(
@@ -172,9 +173,16 @@ class Gate:
             return {**given, CLOSED_LOOP: FLOAT_CLOSED_LOOP}
         spread = float(self.teacher_forced.y.std())
         return {
-            name: Tolerance(atol=_round(max(INT8_FLOOR[name], share * spread)))
+            name: Tolerance(atol=_round(max(self._floor(name), share * spread)))
             for name, share in INT8_SHARE.items()
         }
+
+    def _floor(self, case: str) -> float:
+        """A score's scale is its threshold: an error as large as the data's own would hide it."""
+        alarm = self._pipeline.alarm
+        if alarm and alarm.is_reconstruction:
+            return INT8_SHARE[case] * abs(alarm.threshold)
+        return INT8_FLOOR[case]
 
     @property
     def cases(self) -> list[Case]:

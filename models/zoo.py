@@ -211,7 +211,11 @@ ENTRIES = (
         name="bidirectional",
         description="bidirectional nn.LSTM tells four waveforms apart",
         factory=bidirectional,
-        export_flags=_windowed(SHAPE.window),
+        export_flags=(
+            *_windowed(SHAPE.window),
+            # It is so steep that the module itself rounds by 3e-5 from batch to batch.
+            *("--tolerance", "onnx-fp32=1e-4"),
+        ),
         task=SHAPE,
         settings=Settings(
             epochs=80,

@@ -18,7 +18,7 @@ from models.autoencoder import AnomalyDetector
 from models.classifier import BidirectionalClassifier
 from models.predictors import Seq2Seq, TransformerForecaster
 from service.manifest import Port, Ports, StatePort
-from service.pipeline import Pipeline
+from service.pipeline import Alarm, Pipeline
 
 N = 6
 X = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
@@ -320,6 +320,18 @@ def test_what_is_not_causal_is_told_of_windowed_mode(
     source = Source("x:y", module.eval(), "0" * 64, X.numpy(), Pipeline())
     with pytest.raises(kind, match=rf"(?s){said}.*`--mode windowed --window N` serves it"):
         export(source, "small", tmp_path)
+
+
+def test_a_score_of_a_window_needs_a_window() -> None:
+    """An alarm on a reconstruction's error, in causal mode: say the window, or that y is it."""
+    module = AnomalyDetector(3, 8).eval()
+    said = r'scored by `mse`.*--mode windowed --window N.*say "score": "y"'
+    with pytest.raises(SourceError, match=said):
+        find_reference(module, X, alarm=Alarm(score="mse", threshold=1.0))
+    found = find_reference(module, X, window=N, alarm=Alarm(score="mse", threshold=1.0))
+    assert "mean squared error of the window's reconstruction" in found.describe()
+    found = find_reference(module, X, window=N, alarm=Alarm(score="y", threshold=1.0))
+    assert found.describe().endswith("y is the last step of Y")
 
 
 def test_a_model_that_gives_its_state_is_not_told_so() -> None:

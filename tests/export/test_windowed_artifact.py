@@ -1,6 +1,7 @@
 """Windowed models as artifacts: every variant keeps the laws, and is served as a stream."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from export.exporter import ALL_VARIANTS, Exported, export
 from export.source import Source
+from models.autoencoder import AnomalyDetector
 from models.classifier import BidirectionalClassifier
 from models.predictors import TransformerForecaster
 from service.layout import State
+from service.manifest import VariantName
 from service.model import Model
-from service.pipeline import Pipeline, Scaling
+from service.pipeline import Alarm, Pipeline, Scaling
 from service.runtime import Runtime
 
 N = 7
@@ -37,10 +40,15 @@ class Words(nn.Module):
         return y
 
 
-MODULES = {
+MODULES: dict[str, Callable[[], nn.Module]] = {
     "both-ways": lambda: BidirectionalClassifier(2, 16, 3),
     "transformer": lambda: TransformerForecaster(2, 16, 2, 1, 2),
     "words": Words,
+    "detector": lambda: AnomalyDetector(2, 16),
+}
+PIPELINES = {
+    "words": Pipeline(),
+    "detector": Pipeline(x=SCALING, y=SCALING, alarm=Alarm(score="mse", threshold=0.6)),
 }
 
 
@@ -49,6 +57,7 @@ LEFT_OUT: dict[str, set[str]] = {
     "both-ways": {"onnx-int8-rowwise"},
     "transformer": set(),
     "words": {"onnx-int8-rowwise"},
+    "detector": {"onnx-int8-rowwise"},
 }
 
 
@@ -70,7 +79,7 @@ def trained(name: str) -> nn.Module:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A small model of a window of 7, with each variant that there is."""
     name = str(request.param)
-    pipeline = Pipeline() if name == "words" else Pipeline(x=SCALING)
+    pipeline = PIPELINES.get(name, Pipeline(x=SCALING))
     source = Source("x:y", trained(name), "0" * 64, example(name), pipeline)
     return export(source, name, tmp_path_factory.mktemp("out"), window=N)
 
@@ -93,6 +102,8 @@ def answers(name: str, x: Array) -> Array:
     windows = torch.stack([padded[t : t + N] for t in range(len(x))])
     with torch.no_grad():
         y: Tensor = module(windows.T)[-1] if name == "words" else module(windows)
+    if name == "detector":
+        return np.asarray(((y - windows).numpy() ** 2).mean((1, 2))[:, None])
     return y.numpy()
 
 
@@ -188,6 +199,28 @@ def test_a_served_session_is_answered_from_its_last_n_rows(exported: Exported) -
     for stream, ys in zip(streams, found, strict=True):
         x = artifact.manifest.pipeline.encode(stream).astype(artifact.manifest.ports.x.dtype)
         np.testing.assert_allclose(np.concatenate(ys), answers(name, x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_reconstructions_score_is_a_port_of_its_own(tmp_path: Path) -> None:
+    """One number a step, compared with the threshold as it is; never fed back as the next x."""
+    module = AnomalyDetector(1, 16).eval().requires_grad_(False)
+    one = Scaling(mean=[5.0], std=[2.0])
+    pipeline = Pipeline(x=one, y=one, alarm=Alarm(score="max", threshold=0.6))
+    source = Source("x:y", module, "0" * 64, example("detector")[:, :1], pipeline)
+    variants: tuple[VariantName, ...] = ("onnx-fp32", "onnx-int8")
+    artifact = export(source, "small", tmp_path, window=N, variants=variants).artifact
+    assert artifact.manifest.ports.y.shape == ["B", "T", 1]
+    assert [p.case for p in artifact.variant("onnx-fp32").parity] == ["teacher-forced"]
+    spread = float(artifact.golden().y.std())
+    (parity,) = artifact.variant("onnx-int8").parity
+    assert parity.tolerance.atol == pytest.approx(max(0.06, 0.1 * spread), rel=0.3)
+    model = Model.load(artifact.path)
+    raw = example("detector")[:20, :1]
+    (y,), _, _ = model.run([model.encode(raw)], [model.initial_state])
+    x = torch.from_numpy(((raw - 5) / 2).astype(np.float32))[None]
+    with torch.no_grad():
+        wanted = (module(x[:, 13:20]) - x[:, 13:20]).abs().max()
+    assert model.decode(y)[19, 0] == pytest.approx(float(wanted), abs=1e-5)
 
 
 def test_a_windowed_export_is_repeated_byte_for_byte(tmp_path: Path) -> None:
