@@ -11,6 +11,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from models.zoo import ZOO
 from service.artifact import Artifact, find_artifacts
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def export_command(run: Path, out: Path) -> list[str]:
     flags = zip(("--weights", "--example", "--pipeline"), files, strict=True)
     given = [part for flag, file in flags for part in (flag, str(run / file))]
     command = [sys.executable, "-m", "export", f"models.zoo:{module}", *given]
-    return [*command, "--name", run.name, "--out", str(out)]
+    return [*command, "--name", run.name, "--out", str(out), *ZOO[run.name].export_flags]
 
 
 @pytest.fixture(scope="session")
