@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from export.__main__ import main
 from export.errors import CallError, CausalityError, SourceError
 from export.exporter import export
 from export.finding import find_reference
+from export.onnx_source import OnnxModel
 from export.parity import Gate
 from export.source import Source
 from export.windowed import SCORES, ScoreKind, Windowed, find_windowed
@@ -345,3 +347,10 @@ def test_a_model_that_gives_its_state_is_not_told_so() -> None:
         with pytest.raises(CallError, match="no way was found") as caught:
             find_reference(module.eval(), X)
         assert "windowed" not in str(caught.value)
+
+
+def test_an_onnx_file_has_no_window() -> None:
+    """Its states go in and out, or it is exported from its module."""
+    file = OnnxModel("m.onnx", onnx.ModelProto())
+    with pytest.raises(SourceError, match=r"takes a torch module, m\.onnx is an ONNX file.*--call"):
+        find_reference(file, X, window=N)
