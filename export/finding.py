@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from export.called import find_call
 from export.errors import CallError, SourceError
 from export.onnx_finding import find_onnx_reference
 from export.onnx_source import OnnxModel
 from export.reference import Reference
+from export.torch_finding import find_torch_reference
 from export.window_call import find_window_call
 from export.windowed import find_windowed
 from service.pipeline import Alarm
@@ -32,6 +32,7 @@ def find_reference(
         alarm: the pipeline's; where its score is the error of a reconstruction, that is y.
     Raises:
         CallError: none works (each with its reason), or several do.
+        CausalityError: it looks ahead, or over the sequence as a whole.
         SourceError: the example is shorter than the window.
     """
     score = alarm.score if alarm and alarm.score != "y" else None
@@ -51,7 +52,7 @@ def find_reference(
     if isinstance(module, OnnxModel):
         return find_onnx_reference(module, x, notation)
     try:
-        return find_call(module, x, notation)
+        return find_torch_reference(module, x, notation)
     except CallError as error:
         if notation or not _takes_windows(module, x):
             raise

@@ -6,16 +6,18 @@ every value in the graph is known by its size.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import Argument
 
 from export.errors import LoweringError
+from export.packing import packing_as_views
 from export.reference import Reference
 
 aten = torch.ops.aten
@@ -26,6 +28,11 @@ WRITTEN_OUT: dict[torch._ops.OpOverload, Callable[..., object]] = {
     aten.lerp.Scalar: lambda start, end, weight: start + weight * (end - start),
     aten.addcmul.default: lambda to, a, b, value=1: to + value * (a * b),
     aten.hardsigmoid.default: lambda z: torch.clamp(z / 6 + 0.5, 0, 1),
+}
+CLEARED = {
+    aten.empty.memory_format: aten.zeros.default,
+    aten.new_empty.default: aten.new_zeros.default,
+    aten.empty_like.default: aten.zeros_like.default,
 }
 BATCH_PRIMES = (61, 67, 71, 73, 79, 83, 89, 97)
 
@@ -57,7 +64,10 @@ class Trace:
         kwargs = {**fx.map_arg(node.kwargs, lookup)}
         if kwargs.get("dtype") is torch.float32:
             kwargs["dtype"] = torch.float64
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if isinstance(value, Tensor) and value.dtype is torch.float32:  # made of no other value
+            return value.double()
+        return value
 
     def run(self, x: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """One step in float64: x (B, ...), name -> (B, ...) -> y (B, ...) and the new state."""
@@ -99,22 +109,74 @@ def trace_step(reference: Reference, x: Tensor) -> Trace:
 
     inputs = (first, *reference.initial(batch).values())
     try:
-        graph = _make_graph(step, inputs)
+        graph = make_graph(step, inputs)
     except Exception as error:  # whatever the user's code raises
         raise LoweringError(f"one step of {reference.name} could not be traced: {error}") from error
     trace = Trace(graph, batch, tuple(x.shape[2:]), (), names)
     return Trace(graph, batch, tuple(x.shape[2:]), shape_of(trace.outputs()[0])[2:], names)
 
 
-def _make_graph(step: Callable[..., object], inputs: tuple[Tensor, ...]) -> fx.GraphModule:
-    # oneDNN would hide the whole LSTM in one opaque operation; without it, it is plain algebra.
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # its flags' own noise
-        with torch.backends.mkldnn.flags(enabled=False):
-            raw = make_fx(step)(*inputs)
-            # A second pass, over single operations: the first does not see into nn.LSTM's own.
-            pure = torch.func.functionalize(raw, remove="mutations")
-            graph = make_fx(pure, decomposition_table=WRITTEN_OUT)(*inputs)
+def make_graph(step: Callable[..., object], inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """The functional graph of `step` for inputs of these shapes."""
+    with torch.no_grad(), without_onednn(), packing_as_views():
+        raw = make_fx(step)(*inputs)
+        # A second pass, over single operations: the first does not see into nn.LSTM's own.
+        weights = _take_weights(raw)
+        function = torch.func.functionalize(raw, remove="mutations")
+        graph = make_fx(function, decomposition_table=WRITTEN_OUT)(*inputs, *weights)
+    _give_weights(graph, weights)
+    _clear_uninitialised(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _take_weights(raw: fx.GraphModule) -> list[Tensor]:
+    """Make the weights inputs, after the others: functionalize sees no mutation of anything else,
+    as of nn.LSTM's gates where they are made of a learned start.
+    """
+    nodes = [n for n in raw.graph.nodes if n.op == "get_attr"]
+    names = list(dict.fromkeys(str(n.target) for n in nodes))
+    last = [n for n in raw.graph.nodes if n.op == "placeholder"][-1]
+    with raw.graph.inserting_after(last):
+        taken = {name: raw.graph.placeholder(f"weight_{name}") for name in reversed(names)}
+    for node in nodes:
+        node.replace_all_uses_with(taken[str(node.target)])
+        raw.graph.erase_node(node)
+    raw.recompile()
+    return [getattr(raw, name) for name in names]
+
+
+def _give_weights(graph: fx.GraphModule, weights: Sequence[Tensor]) -> None:
+    """Make the inputs after the others the weights that they are."""
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    for i, (node, value) in enumerate(
+        zip(placeholders[len(placeholders) - len(weights) :], weights, strict=True)
+    ):
+        if isinstance(value, nn.Parameter):
+            graph.register_parameter(f"weight_{i}", value)
+        else:
+            graph.register_buffer(f"weight_{i}", value)
+        with graph.graph.inserting_before(node):
+            taken = graph.graph.get_attr(f"weight_{i}")
+        taken.meta = node.meta
+        node.replace_all_uses_with(taken)
+        graph.graph.erase_node(node)
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """oneDNN would hide the whole LSTM in one opaque operation; without it, it is plain algebra."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # its flags' own noise
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def _clear_uninitialised(graph: fx.Graph) -> None:
+    """Memory that a module sets before it reads it: zeros until then, not what lay there."""
+    for node in graph.nodes:
+        if node.target in CLEARED:
+            node.target = CLEARED[node.target]
+            if node.target is aten.zeros.default:
+                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "memory_format"}
