@@ -310,9 +310,7 @@ ENTRIES = {
         roads=road("lstm", "general"),
         fails="the operation layer_norm is not lowered",
     ),
-    "learned-start": Entry(
-        WeatherLSTM, waves(3), whole, fails="only layers that start from zero are lifted"
-    ),
+    "learned-start": Entry(WeatherLSTM, waves(3), whole),
     "weight-norm": Entry(WeightNormed, waves(3), whole),
     "weight-drop": Entry(AWDForecaster, waves(3), first),
     "seq2seq-forecast": Entry(Seq2SeqForecaster, waves(2), last),

@@ -210,7 +210,6 @@ ENTRIES = {
         waves(1, 5, 4),
         whole,
         roads=GENERAL,
-        fails="states of a loop inside forward are not lifted",
     ),
     "clockwork": Entry(
         lambda: ClockworkRNN(3),
@@ -224,6 +223,5 @@ ENTRIES = {
         waves(3),
         whole,
         refused="cumsum",
-        fails="refused without its reason",
     ),
 }

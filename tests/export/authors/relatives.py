@@ -247,7 +247,7 @@ ENTRIES = {
         waves(3),
         whole,
         roads=road("gru"),
-        fails="states of a loop inside forward are not lifted",
+        off_road="a GRU is not recognised",
     ),
     "fused-gru": Entry(
         lambda: FusedGRUCell(3, 16),
