@@ -260,6 +260,22 @@ class Transposed(nn.Module):
         return torch.stack(out, 1)
 
 
+class Rectified(nn.Module):
+    """Units at zero for half of all inputs hide what they depend on there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.u = nn.Linear(INPUT, H), nn.Linear(H, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], H)
+        out = []
+        for step in x.split(1, dim=1):  # type: ignore[no-untyped-call]
+            h = torch.relu(self.w(step.squeeze(1)) + torch.tanh(self.u(h)))
+            out.append(h)
+        return torch.stack(out, 1)
+
+
 class MatrixMemory(nn.Module):
     """A matrix for a state, as in linear attention, read by a query of each step."""
 
@@ -301,5 +317,6 @@ SPELLINGS = (
     Spelling(Embedded, "X -> Y", LSTM_STATES),
     Spelling(ReadsItsBuffer, "X -> Y", {"h": (H,)}),
     Spelling(Transposed, "X -> Y", {"h": (H,)}),
+    Spelling(Rectified, "X -> Y", {"h": (H,)}),
     Spelling(MatrixMemory, "X -> Y", {"h": (4, 4)}),
 )
