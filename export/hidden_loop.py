@@ -57,10 +57,9 @@ class CutModule(Reference):
 
     def describe(self) -> str:
         names = ", ".join(spec.name for spec in self.states)
-        plural = "states" if len(self.states) > 1 else "state"
         axes = ("(time, batch, ...)", "(batch, time, ...)")[self.time_axis]
         output = "Y" if self.gives_all else "y"
-        return f"X -> {output}, with its {plural} {names} lifted out; X is {axes}"
+        return f"X -> {output}, with its state {names} lifted out; X is {axes}"
 
     def initial(self, batch: int) -> State:
         return {
