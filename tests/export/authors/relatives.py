@@ -247,7 +247,6 @@ ENTRIES = {
         waves(3),
         whole,
         roads=road("gru"),
-        off_road="a GRU is not recognised",
     ),
     "fused-gru": Entry(
         lambda: FusedGRUCell(3, 16),
