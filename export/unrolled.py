@@ -102,17 +102,19 @@ class Unrolled:
         self.nodes: list[fx.Node] = [n for n in graph.graph.nodes if n.op != "output"]
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.placeholder = next(n for n in self.nodes if n.op == "placeholder")
-        self._refuse_random()
         output = next(n for n in graph.graph.nodes if n.op == "output")
         found = output.args[0][0] if isinstance(output.args[0], tuple | list) else output.args[0]
         if not isinstance(found, fx.Node):
             raise CallError("its output does not depend on x")
         self.output = found
 
-    def _refuse_random(self) -> None:
+    def _refuse_random(self, values: dict[fx.Node, object]) -> None:
         for node in self.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise CallError(f"{self.describe(node)} draws random numbers at each call")
+                again = _parts(self.compute(node, values))
+                pairs = zip(_parts(values[node]), again, strict=True)
+                if any(bool(_changed(a, b).any()) for a, b in pairs):
+                    raise CallError(f"{self.describe(node)} draws random numbers at each call")
 
     def outside(self, x: Tensor) -> Tensor:
         """X as the module takes it, of x (B, T, ...)."""
@@ -156,7 +158,9 @@ class Unrolled:
     def values(self) -> dict[fx.Node, object]:
         """Every node's value for `x`."""
         with torch.no_grad():
-            return self.evaluate(self.x)
+            values = self.evaluate(self.x)
+            self._refuse_random(values)
+        return values
 
     @cached_property
     def layouts(self) -> dict[fx.Node, Rows]:

@@ -311,7 +311,11 @@ def test_modes_that_contradict_the_window_are_usage_errors(
     ("module", "kind", "said"),
     [
         (BidirectionalClassifier(3, 8, 2), CausalityError, "`lstm` is bidirectional"),
-        (TransformerForecaster(3, 8, 2, 1, 1), CallError, "gives an answer for a whole window"),
+        (
+            TransformerForecaster(3, 8, 2, 1, 1),
+            CausalityError,
+            "self_attn` takes step 0 after",
+        ),
     ],
     ids=["bidirectional", "transformer"],
 )
