@@ -254,7 +254,6 @@ ENTRIES = (
         name="attention-lstm",
         description="softmax attention over 48 hours of temperature",
         factory=attention_lstm,
-        export_flags=_windowed(NEXT_HOUR.window),
         task=NEXT_HOUR,
         settings=Settings(epochs=25, batches=40, batch_size=64, learning_rate=5e-3),
     ),
