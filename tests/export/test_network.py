@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from export.call import parse_call
-from export.called import CalledModule, Outside
 from export.cell_graph import fits_nodes
 from export.cells import Cell, GruCell, LstmCell
+from export.module import CalledModule
+from export.shapes import Outside
 from export.errors import LoweringError
 from export.finding import find_reference
 from export.form import Root, read_form

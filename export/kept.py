@@ -1,0 +1,358 @@
+"""State that a module keeps on itself: attributes and buffers that change from call to call.
+
+Rules
+- A *slot* is an attribute or buffer of the module or a part of it that a call changes.
+- A slot is state if what is put there changes y, or another slot that does. Others (a stored
+  attention map) are only put back.
+- State is set before each call and read after it; the user's module is left as it was.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from export.begin import Beginning, find_beginnings, tensors_of
+from export.errors import CallError
+
+_TORCHS_OWN = {
+    *vars(nn.Module()),
+    *("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"),
+}
+_ABSENT = object()
+
+Owner = dict[str, object]  # the __dict__ of a module, or its buffers
+Outcome = Mapping[str, Tensor]  # what one call gave, by name
+
+
+class _Held:
+    """A value and what is in it, as it was."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+        self._copy = value.detach().clone() if isinstance(value, Tensor) else value
+        self._parts: list[tuple[object, _Held]] = []
+        if isinstance(value, list | tuple):
+            self._parts = [(at, _Held(part)) for at, part in enumerate(value)]
+        elif isinstance(value, dict):
+            self._parts = [(key, _Held(part)) for key, part in value.items()]
+
+    def restore(self) -> object:
+        """The same object with its old contents."""
+        value = self._value
+        parts = {key: part.restore() for key, part in self._parts}
+        if isinstance(value, list):
+            value[:] = parts.values()
+        elif isinstance(value, dict):
+            value.clear()
+            value.update(parts)
+        elif isinstance(value, Tensor) and not _same(value, self._copy):
+            value.detach().copy_(self._copy)  # type: ignore[arg-type]
+        return value
+
+
+class Attributes:
+    """What a module and its parts hold besides parameters and parts, as it was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.owners: list[tuple[str, Owner]] = []
+        for path, part in module.named_modules():
+            self.owners += [(path, vars(part)), (path, part._buffers)]
+        self._held = [
+            {key: (_Held(value), _copy(value)) for key, value in _own(owner).items()}
+            for _, owner in self.owners
+        ]
+
+    def restore(self) -> None:
+        """Put everything back, in place where it was changed in place."""
+        for (_, owner), held in zip(self.owners, self._held, strict=True):
+            for key in [key for key in _own(owner) if key not in held]:
+                del owner[key]
+            for key, (value, _) in held.items():
+                owner[key] = value.restore()
+
+    def changed(self) -> list[tuple[int, str]]:
+        """(owner, key) of what is not as it was."""
+        return [
+            (at, key)
+            for at, ((_, owner), held) in enumerate(zip(self.owners, self._held, strict=True))
+            for key in dict.fromkeys([*held, *_own(owner)])
+            if not _same(held[key][1] if key in held else _ABSENT, owner.get(key, _ABSENT))
+        ]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One attribute that a call changes, and the tree of what it holds after one."""
+
+    owner: Owner
+    key: str
+    leaves: tuple[object, ...]
+    tree: pytree.TreeSpec
+    names: tuple[str | None, ...]  # of the leaves; None: no state
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        parts = [
+            values[name].clone() if name is not None and name in values else _copy(leaf)
+            for name, leaf in zip(self.names, self.leaves, strict=True)
+        ]
+        self.owner[self.key] = pytree.tree_unflatten(parts, self.tree)
+
+    def get(self) -> dict[str, Tensor]:
+        leaves, tree = pytree.tree_flatten(self.owner.get(self.key))
+        if len(leaves) != len(self.names):
+            raise CallError(f"`{self.key}` held {self.tree} and now holds {tree}")
+        named = zip(self.names, leaves, strict=True)
+        return {n: leaf for n, leaf in named if n is not None and isinstance(leaf, Tensor)}
+
+
+class Kept:
+    """The state that one module keeps on itself; names are in the order of `names`."""
+
+    def __init__(
+        self, module: nn.Module, slots: tuple[Slot, ...] = (), begin: Beginning | None = None
+    ) -> None:
+        self._module = module
+        self.slots = slots
+        self.begin = begin
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for slot in self.slots for name in slot.names if name is not None)
+
+    @contextmanager
+    def held(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """The module with `values` put on it (as it holds them); afterwards it is as before."""
+        before = [slot.owner.get(slot.key, _ABSENT) for slot in self.slots]
+        try:
+            for slot in self.slots:
+                slot.put(values)
+            yield
+        finally:
+            for slot, value in zip(self.slots, before, strict=True):
+                if value is _ABSENT:
+                    slot.owner.pop(slot.key, None)
+                else:
+                    slot.owner[slot.key] = value
+
+    def read(self) -> dict[str, Tensor]:
+        """What it holds now."""
+        return {name: value for slot in self.slots for name, value in slot.get().items()}
+
+    @contextmanager
+    def fresh(self, batch: int, x: Tensor) -> Iterator[None]:
+        """The module as it begins a sequence by itself; x as it takes it."""
+        if not self.slots:
+            yield
+            return
+        pristine = Attributes(self._module)
+        try:
+            if self.begin:
+                _begin(self.begin, batch, x, self._module)
+            yield
+        finally:
+            pristine.restore()
+
+
+def find_kept(
+    module: nn.Module, inputs: Mapping[int, Tensor], call: Callable[[int], Outcome]
+) -> tuple[Kept, dict[int, dict[str, Tensor]]]:
+    """Find what `module` keeps on itself.
+
+    Args:
+        inputs: batch -> x as the module takes it.
+        call: one call of the module with a batch of so many rows.
+    Returns:
+        What is kept, and what it holds after a first call: batch -> name -> tensor.
+    Raises:
+        CallError: it does not run, or keeps something that cannot be carried.
+    """
+    pristine = Attributes(module)
+    errors: list[Exception] = []
+    for begin in (*find_beginnings(module), None):
+        try:
+            slots: tuple[Slot, ...] = ()
+            for batch, x in inputs.items():
+                slots = _first_call(module, pristine, begin, batch, x, call) or slots
+                pristine.restore()
+            if not slots:
+                return Kept(module), {}
+            batch, x = next(iter(inputs.items()))
+            _first_call(module, pristine, begin, batch, x, call)
+            kept = Kept(module, _only_state(module, slots, partial(call, batch)), begin)
+            pristine.restore()
+            return kept, _after(kept, pristine, inputs, call)
+        except Exception as error:  # whatever the user's code raises is the reason
+            errors.append(error)
+        finally:
+            pristine.restore()
+    raise errors[-1] if isinstance(errors[-1], CallError) else errors[0]
+
+
+def _first_call(
+    module: nn.Module,
+    pristine: Attributes,
+    begin: Beginning | None,
+    batch: int,
+    x: Tensor,
+    call: Callable[[int], Outcome],
+) -> tuple[Slot, ...]:
+    """Begin, call once, and see what changed by it."""
+    if begin:
+        _begin(begin, batch, x, module)
+    begun = Attributes(module)
+    call(batch)
+    slots = []
+    for at, key in begun.changed():
+        path, owner = pristine.owners[at]
+        leaves, tree = pytree.tree_flatten(owner.get(key))
+        stem = f"{path}_{key}".replace(".", "_").strip("_") if path else key.strip("_")
+        names = _numbered(stem, len(leaves))
+        slots.append(Slot(owner, key, tuple(_copy(leaf) for leaf in leaves), tree, names))
+    return tuple(_short(slots))
+
+
+def _short(slots: list[Slot]) -> Iterator[Slot]:
+    """Slots with the names of their attributes alone, where these are different."""
+    keys = [slot.key for slot in slots]
+    for slot in slots:
+        stem = slot.key.strip("_")
+        if keys.count(slot.key) > 1 or stem in ("x", "y", "X", "Y", "lengths"):
+            yield slot
+            continue
+        names = _numbered(stem, len(slot.leaves))
+        yield Slot(slot.owner, slot.key, slot.leaves, slot.tree, names)
+
+
+def _numbered(stem: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{stem}_{i}" for i in range(count)) if count > 1 else (stem,)
+
+
+def _begin(begin: Beginning, batch: int, x: Tensor, module: nn.Module) -> None:
+    """Run the method; where it returns a state instead of keeping it, keep it as the user would."""
+    before = Attributes(module)
+    made = tensors_of(begin.run(batch, x))
+    if not made or before.changed():
+        return
+    for _, owner in before.owners:
+        for key, value in list(_own(owner).items()):
+            leaves, tree = pytree.tree_flatten(value)
+            held = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            fits = len(held) == len(leaves) == len(made) and not isinstance(value, nn.Parameter)
+            if fits and all(a.ndim == b.ndim for a, b in zip(held, made, strict=True)):
+                owner[key] = pytree.tree_unflatten(made, tree)
+                return
+
+
+def _only_state(
+    module: nn.Module, slots: tuple[Slot, ...], call: Callable[[], Outcome]
+) -> tuple[Slot, ...]:
+    """The slots, with names only for the leaves that y depends on."""
+    everything = Kept(module, slots)
+    values = _leaves(slots)
+    wanted = _outcome(everything, values, call)
+    reaches = {name: _reached(everything, values, name, wanted, call) for name in values}
+    state: set[str] = {"y"}
+    while True:
+        more = {name for name, reached in reaches.items() if reached & state} - state
+        if not more:
+            break
+        state |= more
+    for name in state & {*values}:
+        if not isinstance(values[name], Tensor):
+            raise CallError(
+                f"`{name}` is a Python {type(values[name]).__name__} that changes from call to "
+                "call, and the answer depends on it; keep it as a tensor with a batch axis, or "
+                "take it as the argument `t` of forward"
+            )
+    return tuple(
+        Slot(s.owner, s.key, s.leaves, s.tree, tuple(n if n in state else None for n in s.names))
+        for s in slots
+    )
+
+
+def _leaves(slots: tuple[Slot, ...]) -> dict[str, object]:
+    return {
+        name: leaf
+        for slot in slots
+        for name, leaf in zip(slot.names, slot.leaves, strict=True)
+        if name is not None and isinstance(leaf, Tensor | int | float)
+    }
+
+
+def _outcome(
+    everything: Kept, values: Mapping[str, object], call: Callable[[], Outcome]
+) -> dict[str, object]:
+    """What one call gives and leaves in the slots when these hold `values`."""
+    with everything.held(values):  # type: ignore[arg-type]
+        outcome: dict[str, object] = {f"/{k}": v for k, v in call().items()}
+        for slot in everything.slots:
+            held = pytree.tree_leaves(slot.owner.get(slot.key))
+            outcome |= dict(zip([str(n) for n in slot.names], held, strict=False))
+    return outcome
+
+
+def _reached(
+    everything: Kept,
+    values: Mapping[str, object],
+    name: str,
+    wanted: Mapping[str, object],
+    call: Callable[[], Outcome],
+) -> set[str]:
+    """The other slots, and "y", that change when `name` does."""
+    try:
+        got = _outcome(everything, {**values, name: _moved(values[name])}, call)
+    except Exception:  # it looks at the value, so the value counts
+        return {"y"}
+    moved = {key for key in wanted if not _same(wanted[key], got.get(key, _ABSENT))}
+    return {"y" if key.startswith("/") else key for key in moved} - {name}
+
+
+def _moved(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value + 1  # type: ignore[operator]
+    if value.dtype is torch.bool:
+        return ~value
+    return value * 0.5 + 0.25 if value.is_floating_point() else value + 1
+
+
+def _after(
+    kept: Kept,
+    pristine: Attributes,
+    inputs: Mapping[int, Tensor],
+    call: Callable[[int], Outcome],
+) -> dict[int, dict[str, Tensor]]:
+    found = {}
+    for batch, x in inputs.items():
+        with kept.fresh(batch, x):
+            call(batch)
+            found[batch] = kept.read()
+        pristine.restore()
+    return found
+
+
+def _own(owner: Owner) -> dict[str, object]:
+    return {key: value for key, value in owner.items() if key not in _TORCHS_OWN}
+
+
+def _copy(value: object) -> object:
+    return pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, value)
+
+
+def _same(before: object, after: object) -> bool:
+    a, tree_a = pytree.tree_flatten(before)
+    b, tree_b = pytree.tree_flatten(after)
+    return tree_a == tree_b and all(map(_same_leaf, a, b))
+
+
+def _same_leaf(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        same = a.shape == b.shape and a.dtype == b.dtype
+        return same and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
+    if isinstance(a, int | float | str) and type(a) is type(b):
+        return bool(a == b)
+    return a is b
