@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from export.call import OUTPUTS, Call
-from export.errors import CallError
+from export.errors import CallError, StructureError
 from export.tree import Fixed, Keyed, Listed, Named, Tree, leaves
 
 Values = Mapping[str, Tensor | None]
@@ -43,7 +43,7 @@ def match(call: Call, returned: object) -> dict[str, Tensor]:
     their last axis.
 
     Raises:
-        CallError: it has another structure.
+        StructureError: it has another structure.
     """
     results = call.results
     whole: Tree = results[0] if len(results) == 1 else results
@@ -78,10 +78,12 @@ def _match(tree: Tree, returned: object, dropped: set[str]) -> Iterator[tuple[st
         return
     parts = tree.branches if isinstance(tree, Listed) else tree
     if not isinstance(parts, tuple):
-        raise CallError(f"`{tree}` stands on the right, where only names and groups may")
+        raise StructureError(f"`{tree}` stands on the right, where only names and groups may")
     if not isinstance(returned, tuple | list) or len(returned) != len(parts):
         got = f"{len(returned)} values" if isinstance(returned, tuple | list) else _kind(returned)
-        raise CallError(f"expected {len(parts)} values for ({', '.join(leaves(tree))}), got {got}")
+        raise StructureError(
+            f"expected {len(parts)} values for ({', '.join(leaves(tree))}), got {got}"
+        )
     for branch, value in zip(parts, returned, strict=True):
         yield from _match(branch, value, dropped)
 
@@ -92,18 +94,18 @@ def _tensor(name: str, value: object) -> Tensor:
     steps = value if isinstance(value, tuple | list) else ()
     if name == "Y" and steps and all(isinstance(step, Tensor) for step in steps):
         return torch.stack(list(steps))  # one a step
-    raise CallError(f"`{name}` came back as {_kind(value)}, expected a tensor")
+    raise StructureError(f"`{name}` came back as {_kind(value)}, expected a tensor")
 
 
 def _look_up(key: str, returned: object) -> object:
     if isinstance(returned, Mapping):
         if key in returned:
             return returned[key]
-        raise CallError(f"the result has no key `{key}`, it has {sorted(map(str, returned))}")
+        raise StructureError(f"the result has no key `{key}`, it has {sorted(map(str, returned))}")
     if isinstance(returned, tuple | list | Tensor) and not hasattr(returned, "_fields"):
-        raise CallError(f"expected a dict or object with `{key}`, got {_kind(returned)}")
+        raise StructureError(f"expected a dict or object with `{key}`, got {_kind(returned)}")
     if not hasattr(returned, key):
-        raise CallError(f"the result, {_kind(returned)}, has no `{key}`")
+        raise StructureError(f"the result, {_kind(returned)}, has no `{key}`")
     return getattr(returned, key)
 
 

@@ -22,6 +22,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from export.errors import CallError
 from export.tree import Fixed, Keyed, Listed, Named, Tree, branches, leaves
@@ -47,40 +48,40 @@ class Call:
     shown: str | None = None  # the state that is marked as the output
     time_axis: int | None = None  # of X, where the notation says it
 
-    @property
+    @cached_property
     def starts_itself(self) -> bool:
         """The module starts a state itself."""
         return bool(self.optional)
 
-    @property
+    @cached_property
     def is_sequence(self) -> bool:
         """The module takes a time axis, not one step."""
         return "X" in leaves(self.arguments)
 
-    @property
+    @cached_property
     def states(self) -> tuple[str, ...]:
         """The states' names, in the order of the arguments."""
         made = {*INPUTS, *self.widths, *self.made}
         return tuple(n for n in leaves(self.arguments) if n not in made)
 
-    @property
+    @cached_property
     def made(self) -> tuple[str, ...]:
         """Which of `lengths` and `t` export makes: those that do not come back."""
         back = leaves(self.results)
         return tuple(n for n in (LENGTHS, COUNTER) if n in leaves(self.arguments) and n not in back)
 
-    @property
+    @cached_property
     def dropped(self) -> tuple[str, ...]:
         """Names on the right alone."""
         kept = {*OUTPUTS, *self.states}
         return tuple(dict.fromkeys(n for n in leaves(self.results) if n not in kept))
 
-    @property
+    @cached_property
     def is_last_only(self) -> bool:
         """The module takes a sequence and gives the output of its last step."""
         return self.is_sequence and self.output != "Y"
 
-    @property
+    @cached_property
     def output(self) -> str:
         """The name of the output: y, Y, or a state."""
         named = next((n for n in leaves(self.results) if n in OUTPUTS), self.shown)

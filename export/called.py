@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from export.binding import fill
 from export.call import AXES, Call, parse_call
 from export.conventions import WITHOUT_STATE, conventions
-from export.errors import CallError
+from export.errors import CallError, CarryError, MixingError
 from export.kept import Attributes
 from export.lift import Lifted
 from export.module import CalledModule, Plain
@@ -58,9 +58,12 @@ class _Search:
         self._module = module
         self._x = x
         self._pristine = pristine
+        self._told = False
         self._reasons: list[str] = []
+        self._mixing: set[str] = set()  # calls that work, but with rows that change each other
 
     def find(self, told: Call | None) -> Found:
+        self._told = told is not None
         if told:
             groups: list[Sequence[Call]] = [[told]] if told.states else []
             bare = [] if told.states else [told]
@@ -73,7 +76,7 @@ class _Search:
             *(lambda group=group: self._tried(group) for group in groups),
             *(lambda call=call: self._tried([call]) for call in bare),
             lambda: self._lifted(bare),
-            lambda: self._tried([*(c for group in groups for c in group), *bare], rows=True),
+            lambda: self._tried([*(groups[0] if groups else ()), *bare], rows=True),
         ]
         for attempt in attempts:
             found = self._distinct(attempt())
@@ -103,17 +106,38 @@ class _Search:
     def _tried(self, calls: Iterable[Call], rows: bool = False) -> list[Found]:
         found: list[Found] = []
         for call in calls:
+            if rows and call.text in self._mixing:
+                continue
             for way in ways_of(call, rows):
                 try:
                     one = probe(self._module, self._x, call, way)
+                    if not self._told:
+                        self._check_state_counts(one)
                     found.append(RowByRow(one, probe_input(self._x, 1)) if rows else one)
+                except CarryError as error:
+                    raise CarryError(
+                        f"{type(self._module).__name__}: {call.text}: {error}"
+                    ) from error
                 except Exception as error:  # whatever the user's code raises is the reason
                     self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
+                    if isinstance(error, MixingError):
+                        self._mixing.add(call.text)
                 finally:
                     self._pristine.restore()
             if found and rows:
                 break
         return found
+
+    def _check_state_counts(self, one: CalledModule) -> None:
+        """What is taken for a state must make a difference, or it is something else."""
+        batch = 1 if one.layout.is_row else 2
+        x, state = probe_input(self._x, batch), random_state(one, batch)
+        with torch.no_grad():
+            first, other = one.run(x, state), one.run(x, one.initial(batch))
+        names = [spec.name for spec in one.states]
+        pairs = [(first[0], other[0]), *((first[1][n], other[1][n]) for n in names)]
+        if all(torch.equal(a, b) for a, b in pairs):
+            raise CallError("nothing depends on what would be its state")
 
     def _lifted(self, calls: Iterable[Call]) -> list[Found]:
         """The module hides its states: its layers' are lifted out."""

@@ -51,7 +51,17 @@ RARER_CALLS = (  # tried where none of the common ones works
     "(x, (h, c)) -> y, (h, c)",
     "(x, h) -> y, h",
 )
-STATE_FIRST = ("(h, c), x -> h, c", "h, x -> h", "h, x -> y, h", "h, c, x -> h, c")
+STATE_FIRST = (
+    "(h, c), x -> h, c",
+    "h, x -> h",
+    "(h, c), x -> y, (h, c)",
+    "h, x -> y, h",
+    "h, c, x -> h, c",
+    "(h, c), X -> Y, (h, c)",
+    "h, X -> Y, h",
+    "h, x -> h, y",
+    "(h, c), x -> (h, c), y",
+)
 WITHOUT_STATE = ("X -> Y", "X -> y", "x -> y")
 
 _INPUT = re.compile(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from export.begin import Beginning, find_beginnings, tensors_of
-from export.errors import CallError
+from export.errors import CallError, CarryError
 
 _TORCHS_OWN = {
     *vars(nn.Module()),
@@ -97,7 +97,7 @@ class Slot:
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         parts = [
-            values[name].clone() if name is not None and name in values else _copy(leaf)
+            _copy(values[name] if name is not None and name in values else leaf)
             for name, leaf in zip(self.names, self.leaves, strict=True)
         ]
         self.owner[self.key] = pytree.tree_unflatten(parts, self.tree)
@@ -181,11 +181,12 @@ def find_kept(
                 pristine.restore()
             if not slots:
                 return Kept(module), {}
-            batch, x = next(iter(inputs.items()))
-            _first_call(module, pristine, begin, batch, x, call)
+            slots = _first_call(module, pristine, begin, batch, x, call)  # as at the last batch
             kept = Kept(module, _only_state(module, slots, partial(call, batch)), begin)
             pristine.restore()
             return kept, _after(kept, pristine, inputs, call)
+        except CarryError:
+            raise
         except Exception as error:  # whatever the user's code raises is the reason
             errors.append(error)
         finally:
@@ -264,7 +265,7 @@ def _only_state(
         state |= more
     for name in state & {*values}:
         if not isinstance(values[name], Tensor):
-            raise CallError(
+            raise CarryError(
                 f"`{name}` is a Python {type(values[name]).__name__} that changes from call to "
                 "call, and the answer depends on it; keep it as a tensor with a batch axis, or "
                 "take it as the argument `t` of forward"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from export.begin import find_beginnings, tensors_of
 from export.call import Call
-from export.errors import CallError
+from export.errors import CallError, CarryError, MixingError, StructureError
 from export.extras import Forms, candidate_forms
 from export.kept import Attributes, find_kept
 from export.module import CalledModule, Layout
@@ -23,6 +23,7 @@ from export.start import find_start, fitted
 
 BATCHES, STEPS = (2, 3), 5  # three different numbers, so that no axis is mistaken
 SHORT = 3  # another number of steps: a state's shape must not depend on it
+SAME = 6  # guesses that fail with the same words
 ROW_TOLERANCE = 1e-4  # of a row alone and in a batch: float32 products in another order
 
 
@@ -74,18 +75,38 @@ def probe(module: nn.Module, x: Tensor, call: Call, way: Way) -> CalledModule:
     for forms in candidate_forms(call):
         bare = CalledModule(module, call, way.time_axis, (), layout=_with_forms(way, forms))
         try:
-            for outside in _state_shapes(bare, inputs, way.is_row):
-                try:
-                    return _Probe(bare, outside, inputs).reference()
-                except Exception as error:  # whatever the user's code raises is the reason
-                    errors.append(error)
-                finally:
-                    pristine.restore()
+            for group in _state_shapes(bare, inputs, way.is_row):
+                first = len(errors)
+                for outside in group:
+                    try:
+                        return _Probe(bare, outside, inputs).reference()
+                    except CarryError:
+                        raise
+                    except Exception as error:  # whatever the user's code raises is the reason
+                        errors.append(error)
+                    finally:
+                        pristine.restore()
+                    if _is_hopeless(errors[first:]):
+                        break
+        except CarryError:
+            raise
         except Exception as error:  # the same, of a module that starts itself
             errors.append(error)
         finally:
             pristine.restore()
-    raise errors[0] if errors else CallError("no shape of its states fits")
+        if errors and isinstance(errors[0], StructureError):
+            break
+    mixing = [error for error in errors if isinstance(error, MixingError)]
+    raise [*mixing, *errors, CallError("no shape of its states fits")][0]
+
+
+def _is_hopeless(errors: list[Exception]) -> bool:
+    """States of another size will not help either: a product that they are not in fails."""
+    if isinstance(errors[-1], StructureError | TypeError):
+        return True
+    said = [str(error) for error in errors[:SAME]]
+    shapes = "shapes cannot be multiplied" in said[-1] or "Dimension out of range" in said[-1]
+    return len(said) == SAME and shapes and len(set(said)) == 1
 
 
 def probe_input(x: Tensor, batch: int) -> Tensor:
@@ -101,18 +122,18 @@ def _with_forms(way: Way, forms: Forms) -> Layout:
 
 def _state_shapes(
     bare: CalledModule, inputs: dict[int, Tensor], rows: bool
-) -> Iterator[tuple[Outside, ...]]:
+) -> Iterator[list[tuple[Outside, ...]]]:
     call = bare.call
     if not call.states:
-        yield ()
+        yield [()]
         return
     if call.optional.issuperset(call.states):
         with torch.no_grad():
             returned = [bare.raw(_piece(call, x), {})[0] for x in inputs.values()]
-        yield tuple(compare(n, [r[n] for r in returned], [*inputs]) for n in call.states)
+        yield [tuple(compare(n, [r[n] for r in returned], [*inputs]) for n in call.states)]
         return
     given = {batch: bare.give_x(_piece(call, x)) for batch, x in inputs.items()}
-    yield from begun_shapes(bare.module, call, given)
+    yield list(begun_shapes(bare.module, call, given))
     x = next(iter(inputs.values()))
     yield from guessed_shapes(bare.module, call, x, rows)
 
@@ -141,7 +162,7 @@ class _Probe:
             "kept_outside": old.kept_outside,
             "start": old.start,
         }
-        return CalledModule(old.module, old.call, old.time_axis, **(parts | changed))  # type: ignore[arg-type]
+        return CalledModule(old.module, self._call, old.time_axis, **(parts | changed))  # type: ignore[arg-type]
 
     def reference(self) -> CalledModule:
         with torch.no_grad():
@@ -218,14 +239,15 @@ class _Probe:
         few_y, few_after = self._found.run(x[:few], {n: v[:few] for n, v in state.items()})
         pairs = [(y[:few], few_y), *((after[n][:few], few_after[n]) for n in after)]
         if not all(is_close(a, b) for a, b in pairs):
-            raise CallError("a row's result depends on the other rows of its batch")
+            raise MixingError("a row's result depends on the other rows of its batch")
 
     def _find_start(self) -> None:
         found = self._found
-        begun = self._begun()
+        made = self._begun()
+        begun = {n: v for n, v in (made or {}).items() if bool(v.any())}
         starts = [s for s in found.outside if s.spec.name in self._call.optional]
         explicit = {k: v for k, v in begun.items() if k not in self._call.optional}
-        found = self._found = self._rebuilt(found, start={k: v for k, v in explicit.items()})
+        found = self._found = self._rebuilt(found, start=explicit)
         starts += found.kept_outside
         if not starts:
             return
@@ -243,10 +265,17 @@ class _Probe:
             return _flat(found.run(piece, start) for piece in pieces)
 
         hints = {name: [value] for name, value in (begun | self._fresh()).items()}
-        start = find_start(self._bare.module, starts, own, given, hints)
+        try:
+            start = find_start(self._bare.module, starts, own, given, hints)
+        except CarryError:
+            if made is None or found.kept_outside:
+                raise
+            # It starts from something else, but has a method that says from what to start.
+            self._call = replace(self._call, optional=frozenset())
+            start, explicit = {}, begun
         self._found = self._rebuilt(found, start={**explicit, **start})
 
-    def _begun(self) -> State:
+    def _begun(self) -> State | None:
         """What a method as `init_hidden` makes, where it is the same each time."""
         states = self._found.outside
         batch, piece = next(iter(self._pieces.items()))
@@ -261,8 +290,8 @@ class _Probe:
             same = all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
             shapes = all(values[s.spec.name].shape[1:] == s.spec.shape for s in states)
             if same and shapes:
-                return {n: v.clone() for n, v in values.items() if bool(v.any())}
-        return {}
+                return {name: value.clone() for name, value in values.items()}
+        return None
 
     def _fresh(self) -> State:
         """What a fresh module holds, where it has the state's shape or can be broadcast to it."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from export.errors import CallError
 from export.reference import StateSpec
 
 MAX_LAYERS = 4  # of a packed or layered state whose module does not say how many it has
-MAX_GUESSES = 3000  # each one failing call of the module, 50 us or more
+MAX_UNLIKE = 200  # guesses of states of different sizes, each one failing call, 50 us or more
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,25 @@ def begun_shapes(
 
 def guessed_shapes(
     module: nn.Module, call: Call, x: Tensor, rows: bool
-) -> Iterator[tuple[Outside, ...]]:
-    """Guesses, likelier ones first; all states alike, then each of its own size."""
+) -> Iterator[list[tuple[Outside, ...]]]:
+    """Guesses, likelier ones first: groups that differ in sizes only, all states alike; then each
+    state of its own size.
+    """
     sizes = _hidden_sizes(module, x)
-    seen = 0
     for shapes in _templates(sizes, _layers(module), tuple(x.shape[3:])):
-        for shape, axis in shapes:
-            axis_ = None if rows else axis
-            yield tuple(Outside(StateSpec(name, shape), axis_) for name in call.states)
-            seen += 1
-            if seen >= MAX_GUESSES:
-                return
-    for chosen in product(sizes, repeat=len(call.states)) if len(call.states) in (2, 3) else ():
-        if len(set(chosen)) > 1:
-            named = zip(call.states, chosen, strict=True)
-            yield tuple(Outside(StateSpec(n, (size,)), None if rows else 0) for n, size in named)
-            seen += 1
-            if seen >= MAX_GUESSES:
-                return
+        yield [
+            tuple(Outside(StateSpec(name, shape), None if rows else axis) for name in call.states)
+            for shape, axis in shapes
+        ]
+    if len(call.states) in (2, 3) and not rows:
+        chosen = (c for c in product(sizes, repeat=len(call.states)) if len(set(c)) > 1)
+        yield [
+            tuple(
+                Outside(StateSpec(name, (size,)), None if rows else 0)
+                for name, size in zip(call.states, each, strict=True)
+            )
+            for each in islice(chosen, MAX_UNLIKE)
+        ]
 
 
 def _templates(
@@ -110,6 +111,7 @@ def _templates(
     yield [((1, size), 1) for size in sizes]
     yield [((k, size), 1) for k in layers for size in sizes]
     yield [((k, size), 0) for k in (1, *layers) for size in sizes]
+    yield [((size, k), 0) for k in (1, *layers) for size in sizes]
     yield [((size,), 1) for size in sizes]
     yield [((k, size), 2) for k in (1, *layers) for size in sizes]
     yield [((1, 1, size), 2) for size in sizes]

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from export.errors import CallError
+from export.errors import CarryError
 from export.kept import Attributes
 from export.reference import State
 from export.shapes import Outside
@@ -21,8 +21,8 @@ TOLERANCE = 1e-5  # of what comes back, relative to its largest value; float32 r
 
 Answers = Sequence[Tensor]  # y and the states after it, for each of the inputs
 WAY_OUT = (
-    "Give the module a method `init_state(batch)` that returns the states it starts from, in "
-    "their order, and export calls it"
+    "Give the module a method `init_state(batch)` that returns the states to start from, in their "
+    "order, and export calls it; or leave `=None` away in --call, and sessions start from zeros"
 )
 
 
@@ -43,11 +43,11 @@ def find_start(
     Returns:
         name -> (1, ...), of the states that do not start from zeros.
     Raises:
-        CallError: none of the candidates is it, or the start is random.
+        CarryError: none of the candidates is it, or the start is random.
     """
     wanted = own()
     if _distance(own(), wanted) > TOLERANCE:
-        raise CallError(
+        raise CarryError(
             "it starts from another state at each call (random numbers?), so nothing can be "
             "proven equal to it; let it start from zeros, or from a state that it was trained with"
         )
@@ -64,7 +64,7 @@ def find_start(
 
     found = _search(names, candidates, error)
     if found is None:
-        raise CallError(
+        raise CarryError(
             f"the state it starts from ({', '.join(names)}) is neither zeros nor ones nor one of "
             f"its own tensors; it may be computed, perhaps from x. {WAY_OUT}"
         )

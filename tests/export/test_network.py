@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from export.call import parse_call
 from export.cell_graph import fits_nodes
 from export.cells import Cell, GruCell, LstmCell
-from export.module import CalledModule
-from export.shapes import Outside
 from export.errors import LoweringError
 from export.finding import find_reference
 from export.form import Root, read_form
+from export.module import CalledModule
 from export.network import Network
 from export.recognise import lower
 from export.reference import Reference, StateSpec
+from export.shapes import Outside
 from export.trace import trace_step
 from models.networks import CellForecaster, LSTMForecaster
 from tests.export import gru_spellings, lstm_spellings, spellings
