@@ -3,11 +3,14 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from export.errors import CallError
 
 _STATE = r"(hidden|state|memory|carry|cell|h0|hc|recurrent)\w*"
 _NAMES = re.compile(
@@ -49,7 +52,9 @@ def tensors_of(value: object) -> list[Tensor]:
 
 
 def _methods(module: nn.Module) -> list[str]:
-    names = [n for n in dir(type(module)) if _NAMES.fullmatch(n) and not hasattr(nn.Module, n)]
+    """The names of such methods that the user's own classes define: torch's own clear weights."""
+    users = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.")]
+    names = dict.fromkeys(n for cls in users for n in vars(cls) if _NAMES.fullmatch(n))
     return [n for n in names if callable(getattr(module, n, None))]
 
 
@@ -64,10 +69,22 @@ def _caller(module: nn.Module, name: str) -> Callable[[int, Tensor], object]:
             value = _argument(module, parameter.name, batch, x)
             if value is not None:
                 keywords[parameter.name] = value
-        with torch.no_grad():
+        with torch.no_grad(), _weights_kept(module):
             return method(**keywords)
 
     return run
+
+
+@contextmanager
+def _weights_kept(module: nn.Module) -> Iterator[None]:
+    """Undo a method that resets the weights too: it is not one that begins a state."""
+    before = [(value, value.detach().clone()) for value in module.parameters()]
+    yield
+    changed = [pair for pair in before if not torch.equal(*pair)]
+    for value, copy in changed:
+        value.detach().copy_(copy)
+    if changed:
+        raise CallError("a method that should begin a state changes the weights")
 
 
 def _argument(module: nn.Module, name: str, batch: int, x: Tensor) -> object:

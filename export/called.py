@@ -15,6 +15,7 @@ from export.binding import fill
 from export.call import AXES, Call, parse_call
 from export.conventions import WITHOUT_STATE, conventions
 from export.errors import CallError, CarryError, MixingError
+from export.extras import Forms, candidate_forms
 from export.kept import Attributes
 from export.lift import Lifted
 from export.module import CalledModule, Plain
@@ -29,6 +30,7 @@ from export.probing import (
 )
 from export.rows import RowByRow
 from export.shapes import Outside
+from export.tree import Keyed, Listed, Named, Tree, branches
 
 MAX_REASONS = 24  # of those tried, in the error
 Found = CalledModule | RowByRow
@@ -65,7 +67,7 @@ class _Search:
     def find(self, told: Call | None) -> Found:
         self._told = told is not None
         if told:
-            groups: list[Sequence[Call]] = [[told]] if told.states else []
+            groups: list[Sequence[Call]] = [[told], [_with_lists(told)]] if told.states else []
             bare = [] if told.states else [told]
         else:
             texts = conventions(self._module, self._x)
@@ -150,37 +152,40 @@ class _Search:
         return []
 
     def _lift(self, call: Call, way: Way) -> list[Found]:
-        try:
-            module, is_plain = self._module, call.text in WITHOUT_STATE
-            x = probe_input(self._x, 2)
-            if not is_plain:
-                module = self._plain(call, way)
-            elif way.time_axis == 0:
-                x = x.transpose(0, 1)
-            lifted = Lifted(module, x).eval()
-            names = [
-                name.removeprefix("" if is_plain else "module_") for name in lifted.state_names
-            ]
-            states = ", ".join(names)
-            given = ", ".join(f"{name}=None" for name in names)
-            letter = "Y" if call.output == "Y" else "y"
-            inner = parse_call(f"X, {given} -> {letter}, {states}")
-            text = f"{call.text}, with its state {states} lifted out"
-            inner = replace(inner, text=text)
-            return [probe(lifted, self._x, inner, way if is_plain else Way())]
-        except Exception as error:  # whatever the user's code raises is the reason
-            self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
-            return []
-        finally:
-            self._pristine.restore()
+        for forms in candidate_forms(call):
+            try:
+                return [self._lift_with(call, way, forms)]
+            except Exception as error:  # whatever the user's code raises is the reason
+                self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
+            finally:
+                self._pristine.restore()
+        return []
 
-    def _plain(self, call: Call, way: Way) -> nn.Module:
-        called = CalledModule(self._module, call, way.time_axis, (), layout=way.layout())
+    def _lift_with(self, call: Call, way: Way, forms: Forms) -> CalledModule:
+        module, is_plain = self._module, call.text in WITHOUT_STATE
+        x = probe_input(self._x, 2)
+        if not is_plain:
+            module = self._plain(call, way, forms)
+        elif way.time_axis == 0:
+            x = x.transpose(0, 1)
+        lifted = Lifted(module, x).eval()
+        names = [name.removeprefix("" if is_plain else "module_") for name in lifted.state_names]
+        states = ", ".join(names)
+        given = ", ".join(f"{name}=None" for name in names)
+        letter = "Y" if call.output == "Y" else "y"
+        inner = parse_call(f"X, {given} -> {letter}, {states}")
+        text = f"{call.text}, with its state {states} lifted out"
+        inner = replace(inner, text=text)
+        return probe(lifted, self._x, inner, way if is_plain else Way())
+
+    def _plain(self, call: Call, way: Way, forms: Forms) -> nn.Module:
+        layout = replace(way.layout(), forms=forms)
+        called = CalledModule(self._module, call, way.time_axis, (), layout=layout)
         batch = 2
         with torch.no_grad():
             shape = called.raw(probe_input(self._x, batch), {})[0][call.output].shape
         y_time = 0 if tuple(shape[:2]) == (STEPS, batch) else 1
-        layout = replace(way.layout(), y_time=y_time)
+        layout = replace(layout, y_time=y_time)
         return Plain(CalledModule(self._module, call, way.time_axis, (), layout=layout)).eval()
 
     def _distinct(self, found: Sequence[Found]) -> list[Found]:
@@ -231,6 +236,20 @@ class _Search:
             + '\nSay how it is called, for example --call "x, (h, c) -> h, c"; '
             "`python -m export --help` has the notation"
         )
+
+
+def _with_lists(call: Call) -> Call:
+    """The same with lists in place of tuples: to a user they are often the same."""
+
+    def listed(tree: Tree) -> Tree:
+        if isinstance(tree, Named):
+            return Named(tree.keyword, listed(tree.tree))
+        if isinstance(tree, Keyed):
+            return Keyed(tuple((key, listed(branch)) for key, branch in tree.entries))
+        inner = tuple(map(listed, branches(tree)))
+        return Listed(inner) if inner else tree
+
+    return replace(call, arguments=tuple(map(listed, call.arguments)))
 
 
 def _axis(found: Found) -> int | None:

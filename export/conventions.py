@@ -83,9 +83,9 @@ def conventions(module: nn.Module, x: Tensor) -> list[Sequence[str]]:
     flat = _flat_states(names)
     if len(names) > 1 and _STATE.fullmatch(names[0]) and any(map(_INPUT.fullmatch, names[1:])):
         return [STATE_FIRST]
-    unclear = len(names) > 1 and not _INPUT.fullmatch(names[0]) and not _is_variadic(module)
-    first = (*COMMON_CALLS, *STATE_FIRST) if unclear else COMMON_CALLS
-    return [first, _returned(module, x), (*RARER_CALLS, *flat)]
+    unclear = len(names) > 1 and not _INPUT.fullmatch(names[0])
+    rarer = (*RARER_CALLS, *flat, *(STATE_FIRST if unclear else ()))
+    return [COMMON_CALLS, _returned(module, x), rarer]
 
 
 def _parameters(module: nn.Module) -> list[str]:
@@ -96,11 +96,6 @@ def _parameters(module: nn.Module) -> list[str]:
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in parameters if p.kind in kinds]
-
-
-def _is_variadic(module: nn.Module) -> bool:
-    parameters = inspect.signature(module.forward).parameters.values()
-    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def _flat_states(names: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from export.binding import fill, match
-from export.call import COUNTER, LENGTHS, Call
+from export.call import COUNTER, LENGTHS, OUTPUTS, Call
 from export.extras import Form, cut_columns, extra_values
 from export.kept import Kept
 from export.lift import Lifted
@@ -23,6 +23,7 @@ class Layout:
     """How x and y lie outside, besides the axis of time in X."""
 
     y_time: int | None = None  # of Y; None: as in X
+    is_y_flat: bool = False  # Y has batch and time on one axis, in the order of X
     y_shape: tuple[int, ...] | None = None  # of one row's y at one step; None: not known yet
     is_batch_last: bool = False  # x and y of a step are (..., B)
     is_unbatched: bool = False  # x has no axis of the batch
@@ -207,10 +208,13 @@ class CalledModule(Reference):
         rows, steps = x.shape[0], x.shape[1]
         given = {name: self._doubled(value) for name, value in state.items()}
         returned, kept = self.raw(self._doubled(x), given)
-        shown = returned[self.call.output]
-        y = self._take_y(shown, self._rows(x), steps)
         new = {s.spec.name: self._take(s, returned, self._rows(x)) for s in self.outside}
         new |= {s.spec.name: self._take(s, kept, self._rows(x)) for s in self.kept_outside}
+        shown = self.call.output
+        if shown in new and shown not in OUTPUTS:  # a state, which lies as states do
+            y = new[shown]
+        else:
+            y = self._take_y(returned[shown], self._rows(x), steps)
         if COUNTER in self.call.made:
             new[COUNTER] = given[COUNTER] + steps
         return y[:rows], {name: value[:rows] for name, value in new.items()}
@@ -239,7 +243,9 @@ class CalledModule(Reference):
         rest = self.layout.y_shape
         if rest is None:
             rest = tuple(y.shape[len(axes) :])
-        if self.layout.is_row:
+        if self.layout.is_y_flat and axis == 0:
+            return y.reshape(steps, rows, *rest).movedim(0, 1)
+        if self.layout.is_row or self.layout.is_y_flat:
             return y.reshape(*axes, *rest)
         if self.layout.is_batch_last:
             return _with_ones(y, (*rest, rows)).movedim(-1, 0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.begin import find_beginnings, tensors_of
-from export.call import Call
+from export.call import OUTPUTS, Call
 from export.errors import CallError, CarryError, MixingError, StructureError
 from export.extras import Forms, candidate_forms
 from export.kept import Attributes, find_kept
@@ -202,12 +202,18 @@ class _Probe:
 
     def _find_layout(self) -> None:
         """Where time and batch stand in y, and what is left of it for one row and step."""
+        if self._call.output not in OUTPUTS:
+            return  # it is a state
         shapes = {batch: self._y_shape(x) for batch, x in self._pieces.items()}
         last = self._pieces[max(shapes)]
         if self._call.is_last_only and self._y_shape(last[:, :SHORT]) != shapes[max(shapes)]:
             raise CallError("y has another shape for a shorter X: it is no last step's; is it Y?")
-        y_time, y_shape = _lay(shapes, self._call.output == "Y", self._found.layout)
-        layout = replace(self._found.layout, y_time=y_time, y_shape=y_shape)
+        batch, shape = max(shapes.items())
+        if self._call.output == "Y" and batch > 1 and shape[:1] == (batch * STEPS,):
+            layout = replace(self._found.layout, is_y_flat=True, y_shape=shape[1:])
+        else:
+            y_time, y_shape = _lay(shapes, self._call.output == "Y", self._found.layout)
+            layout = replace(self._found.layout, y_time=y_time, y_shape=y_shape)
         self._found = self._rebuilt(self._found, layout=layout)
 
     def _y_shape(self, x: Tensor) -> tuple[int, ...]:

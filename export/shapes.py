@@ -11,9 +11,12 @@ from export.begin import find_beginnings, tensors_of
 from export.call import Call
 from export.errors import CallError
 from export.reference import StateSpec
+from export.tree import Tree, branches, leaves
 
 MAX_LAYERS = 4  # of a packed or layered state whose module does not say how many it has
-MAX_UNLIKE = 200  # guesses of states of different sizes, each one failing call, 50 us or more
+LIKELY = 10  # shapes that are tried for each of three or more states of different shapes
+MAX_GROUPS = 5  # of states that differ from each other
+MAX_UNLIKE = 1500  # guesses of states of different sizes, each one failing call, 50 us or more
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,38 @@ def guessed_shapes(
             tuple(Outside(StateSpec(name, shape), None if rows else axis) for name in call.states)
             for shape, axis in shapes
         ]
-    if len(call.states) in (2, 3) and not rows:
-        chosen = (c for c in product(sizes, repeat=len(call.states)) if len(set(c)) > 1)
-        yield [
-            tuple(
-                Outside(StateSpec(name, (size,)), None if rows else 0)
-                for name, size in zip(call.states, each, strict=True)
-            )
-            for each in islice(chosen, MAX_UNLIKE)
-        ]
+    yield list(islice(_unlike(call, _by_frequency(module, sizes), rows), MAX_UNLIKE))
+
+
+def _unlike(call: Call, sizes: list[int], rows: bool) -> Iterator[tuple[Outside, ...]]:
+    """Guesses of states that differ in shape; those of one tuple or list are alike."""
+    groups = _groups(call.arguments, {*call.states})
+    if len(groups) == 1:  # h and c of two sizes, as with a projection
+        groups = [[name] for name in call.states]
+    single: list[tuple[int, ...]] = [(size,) for size in sizes]
+    square = [(size, size) for size in sizes[:4]]
+    # From the likelier ones: sizes, a number, one for all, the matrix of a memory.
+    shapes = [*single[:4], (1,), (), *square, *single[4:]] if len(groups) > 2 else single
+    ranks = range(min(len(shapes), LIKELY if len(groups) > 2 else len(shapes)))
+    for chosen in sorted(product(ranks, repeat=min(len(groups), MAX_GROUPS)), key=sum):
+        if len(set(chosen)) > 1 and len(chosen) == len(groups):
+            pairs = zip(groups, chosen, strict=True)
+            named = {name: shapes[rank] for names, rank in pairs for name in names}
+            yield tuple(Outside(StateSpec(n, named[n]), None if rows else 0) for n in call.states)
+
+
+def _groups(tree: Tree, states: set[str]) -> list[list[str]]:
+    """The states that stand side by side in a group, or alone among the arguments."""
+    found: list[list[str]] = []
+    for branch in branches(tree):
+        inner = branches(branch)
+        if inner and all(isinstance(leaf, str) for leaf in inner):
+            found.append([name for name in leaves(branch) if name in states])
+        elif isinstance(branch, str):
+            found.append([branch] if branch in states else [])
+        else:
+            found += _groups(branch, states)
+    return [names for names in found if names]
 
 
 def _templates(
@@ -135,6 +161,12 @@ def _hidden_sizes(module: nn.Module, x: Tensor) -> list[int]:
     packed = {n * k for n in axes | shares for k in (2, 3, 4)}
     first, second = sorted(axes), sorted((shares | beside_x) - axes)
     return [*first, *second, *sorted(packed - axes - shares - beside_x)]
+
+
+def _by_frequency(module: nn.Module, sizes: list[int]) -> list[int]:
+    """The sizes, those of more axes of weights first: most are as long as the hidden state."""
+    axes = [n for value in module.state_dict().values() for n in value.shape]
+    return sorted(sizes, key=lambda size: -axes.count(size))
 
 
 def _plain_axes(part: nn.Module) -> set[int]:

@@ -331,7 +331,6 @@ ENTRIES = {
         run_mlstm,
         "x, C, n, m -> y, C, n, m",
         roads=GENERAL,
-        fails="states of three shapes are not tried",
     ),
     "mgu": Entry(
         lambda: MGUCell(3, 12),
@@ -343,9 +342,8 @@ ENTRIES = {
         lambda: PhasedLSTM(3, 12),
         beside(waves(3), clock),
         run_phased,
-        "x[0:3], x[3:4], (h, c) -> h, c",
+        "x, s:1, (h, c) -> h, c",
         roads=GENERAL,
-        fails="the notation has no side inputs",
     ),
     "cfc": Entry(
         lambda: CfC(3, 12),

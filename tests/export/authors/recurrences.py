@@ -194,7 +194,6 @@ ENTRIES = {
         run_indrnn,
         roads=GENERAL,
         gain=1.0,
-        fails="states stacked on the first axis are not tried",
     ),
     "lru": Entry(
         lambda: LRU(4, 12),

@@ -159,7 +159,6 @@ ENTRIES = {
         waves(32),
         run_voice,
         "x -> y",
-        fails="states kept on the module are not lifted",
     ),
     "keywords": Entry(
         KeywordSpotter,
@@ -174,6 +173,5 @@ ENTRIES = {
         run_samples,
         "x, s, h1, h2 -> y, s, h1, h2",
         roads=road("gru", "general"),
-        fails="states of two sizes are not tried",
     ),
 }
