@@ -50,7 +50,7 @@ def ways_of(call: Call, rows: bool) -> Iterator[Way]:
     """The ways in which x may lie, likelier ones first; `rows`: those of one row a call."""
     if call.is_sequence:
         axes = (1, 0) if call.time_axis is None else (call.time_axis,)
-        if rows:
+        if rows and call.time_axis is None:
             yield Way(is_row=True, is_unbatched=True)
         for axis in axes:
             yield Way(axis, is_row=rows)

@@ -83,5 +83,5 @@ def test_a_told_axis_of_time_is_kept_to() -> None:
     """A module that takes time first is not called batch first because it would also run."""
     told = "X, h=None -> Y, h; X is (time, batch, ...)"
     assert find_call(nn.GRU(3, 8).eval(), X, told).describe() == told
-    with pytest.raises(CallError, match="no one axis is the batch"):
+    with pytest.raises(CallError, match="no way was found"):
         find_call(nn.GRU(3, 8).eval(), X, told.replace("time, batch", "batch, time"))

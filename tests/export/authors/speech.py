@@ -159,6 +159,7 @@ ENTRIES = {
         waves(32),
         run_voice,
         "x -> y",
+        fails="stock int8 fails on the general graph",
     ),
     "keywords": Entry(
         KeywordSpotter,
@@ -173,5 +174,6 @@ ENTRIES = {
         run_samples,
         "x, s, h1, h2 -> y, s, h1, h2",
         roads=road("gru", "general"),
+        off_road="its cells are not recognised: takes the general road",
     ),
 }
