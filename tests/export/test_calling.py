@@ -187,6 +187,23 @@ def test_a_mask_is_a_column_of_the_example() -> None:
         torch.testing.assert_close(y[:, t], h)
 
 
+def test_several_further_inputs_stand_in_the_order_of_the_notation() -> None:
+    """x, then each of its width, side by side in the example."""
+
+    class Sided(S.Base):
+        def forward(
+            self, side: torch.Tensor, x: torch.Tensor, mask: torch.Tensor, hx: S.Pair
+        ) -> tuple[torch.Tensor, S.Pair]:
+            h, c = self.cell(x, *hx)
+            return torch.cat([h, side, mask], dim=-1), (h, c)
+
+    told = "side:2, x, mask:1, (h, c) -> y, (h, c)"
+    reference = find_call(build(Sided, 1), X[..., [0, 1, 2, 0]], told)
+    x = torch.arange(1.0, 5.0).repeat(1, 3, 1)
+    y, _ = reference.run(x, reference.initial(1))
+    assert y[0, 0, 6:].tolist() == [2.0, 3.0, 4.0]
+
+
 def test_a_reset_column_begins_a_session_anew() -> None:
     """A flag that the module wants as (B,) bool; after it the past is forgotten."""
     reference = find_call(build(S.ResetMask, 2), X, "x, (h, c), done:1 -> y, (h, c)")
