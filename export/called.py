@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from export.attributes import Attributes
 from export.binding import fill
 from export.call import AXES, Call, parse_call
 from export.conventions import WITHOUT_STATE, conventions
 from export.errors import CallError, CarryError, MixingError
 from export.extras import Forms, candidate_forms
-from export.kept import Attributes
 from export.lift import Lifted
 from export.module import CalledModule, Plain
 from export.probing import (

@@ -16,73 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from export.attributes import ABSENT, Attributes, Owner, copy_of, is_same, own_of
 from export.begin import Beginning, find_beginnings, tensors_of
 from export.errors import CallError, CarryError
 
-_TORCHS_OWN = {
-    *vars(nn.Module()),
-    *("_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"),
-}
-_ABSENT = object()
-
-Owner = dict[str, object]  # the __dict__ of a module, or its buffers
 Outcome = Mapping[str, Tensor]  # what one call gave, by name
-
-
-class _Held:
-    """A value and what is in it, as it was."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-        self._copy = value.detach().clone() if isinstance(value, Tensor) else value
-        self._parts: list[tuple[object, _Held]] = []
-        if isinstance(value, list | tuple):
-            self._parts = [(at, _Held(part)) for at, part in enumerate(value)]
-        elif isinstance(value, dict):
-            self._parts = [(key, _Held(part)) for key, part in value.items()]
-
-    def restore(self) -> object:
-        """The same object with its old contents."""
-        value = self._value
-        parts = {key: part.restore() for key, part in self._parts}
-        if isinstance(value, list):
-            value[:] = parts.values()
-        elif isinstance(value, dict):
-            value.clear()
-            value.update(parts)
-        elif isinstance(value, Tensor) and not _same(value, self._copy):
-            value.detach().copy_(self._copy)  # type: ignore[arg-type]
-        return value
-
-
-class Attributes:
-    """What a module and its parts hold besides parameters and parts, as it was."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.owners: list[tuple[str, Owner]] = []
-        for path, part in module.named_modules():
-            self.owners += [(path, vars(part)), (path, part._buffers)]
-        self._held = [
-            {key: (_Held(value), _copy(value)) for key, value in _own(owner).items()}
-            for _, owner in self.owners
-        ]
-
-    def restore(self) -> None:
-        """Put everything back, in place where it was changed in place."""
-        for (_, owner), held in zip(self.owners, self._held, strict=True):
-            for key in [key for key in _own(owner) if key not in held]:
-                del owner[key]
-            for key, (value, _) in held.items():
-                owner[key] = value.restore()
-
-    def changed(self) -> list[tuple[int, str]]:
-        """(owner, key) of what is not as it was."""
-        return [
-            (at, key)
-            for at, ((_, owner), held) in enumerate(zip(self.owners, self._held, strict=True))
-            for key in dict.fromkeys([*held, *_own(owner)])
-            if not _same(held[key][1] if key in held else _ABSENT, owner.get(key, _ABSENT))
-        ]
 
 
 @dataclass(frozen=True)
@@ -97,7 +35,7 @@ class Slot:
 
     def put(self, values: Mapping[str, Tensor]) -> None:
         parts = [
-            _copy(values[name] if name is not None and name in values else leaf)
+            copy_of(values[name] if name is not None and name in values else leaf)
             for name, leaf in zip(self.names, self.leaves, strict=True)
         ]
         self.owner[self.key] = pytree.tree_unflatten(parts, self.tree)
@@ -127,14 +65,14 @@ class Kept:
     @contextmanager
     def held(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """The module with `values` put on it (as it holds them); afterwards it is as before."""
-        before = [slot.owner.get(slot.key, _ABSENT) for slot in self.slots]
+        before = [slot.owner.get(slot.key, ABSENT) for slot in self.slots]
         try:
             for slot in self.slots:
                 slot.put(values)
             yield
         finally:
             for slot, value in zip(self.slots, before, strict=True):
-                if value is _ABSENT:
+                if value is ABSENT:
                     slot.owner.pop(slot.key, None)
                 else:
                     slot.owner[slot.key] = value
@@ -213,7 +151,7 @@ def _first_call(
         leaves, tree = pytree.tree_flatten(owner.get(key))
         stem = f"{path}_{key}".replace(".", "_").strip("_") if path else key.strip("_")
         names = _numbered(stem, len(leaves))
-        slots.append(Slot(owner, key, tuple(_copy(leaf) for leaf in leaves), tree, names))
+        slots.append(Slot(owner, key, tuple(copy_of(leaf) for leaf in leaves), tree, names))
     return tuple(_short(slots))
 
 
@@ -240,7 +178,7 @@ def _begin(begin: Beginning, batch: int, x: Tensor, module: nn.Module) -> None:
     if not made or before.changed():
         return
     for _, owner in before.owners:
-        for key, value in list(_own(owner).items()):
+        for key, value in list(own_of(owner).items()):
             leaves, tree = pytree.tree_flatten(value)
             held = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             fits = len(held) == len(leaves) == len(made) and not isinstance(value, nn.Parameter)
@@ -309,7 +247,7 @@ def _reached(
         got = _outcome(everything, {**values, name: _moved(values[name])}, call)
     except Exception:  # it looks at the value, so the value counts
         return {"y"}
-    moved = {key for key in wanted if not _same(wanted[key], got.get(key, _ABSENT))}
+    moved = {key for key in wanted if not is_same(wanted[key], got.get(key, ABSENT))}
     return {"y" if key.startswith("/") else key for key in moved} - {name}
 
 
@@ -334,26 +272,3 @@ def _after(
             found[batch] = kept.read()
         pristine.restore()
     return found
-
-
-def _own(owner: Owner) -> dict[str, object]:
-    return {key: value for key, value in owner.items() if key not in _TORCHS_OWN}
-
-
-def _copy(value: object) -> object:
-    return pytree.tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, value)
-
-
-def _same(before: object, after: object) -> bool:
-    a, tree_a = pytree.tree_flatten(before)
-    b, tree_b = pytree.tree_flatten(after)
-    return tree_a == tree_b and all(map(_same_leaf, a, b))
-
-
-def _same_leaf(a: object, b: object) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.shape == b.shape and a.dtype == b.dtype
-        return same and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
-    if isinstance(a, int | float | str) and type(a) is type(b):
-        return bool(a == b)
-    return a is b

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from export.attributes import Attributes
 from export.begin import find_beginnings, tensors_of
 from export.call import OUTPUTS, Call
 from export.errors import CallError, CarryError, MixingError, StructureError
 from export.extras import Forms, candidate_forms
-from export.kept import Attributes, find_kept
+from export.kept import find_kept
 from export.module import CalledModule, Layout
 from export.reference import State
 from export.shapes import Outside, begun_shapes, compare, guessed_shapes

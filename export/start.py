@@ -10,8 +10,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from export.attributes import Attributes
 from export.errors import CarryError
-from export.kept import Attributes
 from export.reference import State
 from export.shapes import Outside
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from export.attributes import Attributes
 from export.called import find_call
 from export.errors import CallError, CarryError
-from export.kept import Attributes
 from tests.export import styles as S
 
 X = torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(0))
