@@ -70,6 +70,7 @@ class Attributes:
 
 
 def own_of(owner: Owner) -> dict[str, object]:
+    """What is the user's in it, not torch's."""
     return {key: value for key, value in owner.items() if key not in _TORCHS_OWN}
 
 
