@@ -122,6 +122,5 @@ ENTRIES = {
         waves(3),
         run_controller,
         roads=road("gru"),
-        off_road="its cells are not recognised: takes the general road",
     ),
 }

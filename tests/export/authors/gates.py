@@ -310,7 +310,6 @@ ENTRIES = {
         waves(3),
         first,
         roads=GENERAL,
-        fails="the operation std is not lowered",
     ),
     "zoneout": Entry(
         lambda: ZoneoutLSTMCell(3, 12), waves(3), lambda m, x: loop_pair(m, x, 12), roads=GENERAL
@@ -350,6 +349,5 @@ ENTRIES = {
         waves(3),
         first,
         roads=GENERAL,
-        fails="the operation silu is not lowered",
     ),
 }
