@@ -62,7 +62,8 @@ STATE_FIRST = (
     "h, x -> h, y",
     "(h, c), x -> (h, c), y",
 )
-WITHOUT_STATE = ("X -> Y", "X -> y", "x -> y")
+HIDDEN_STATE = ("X -> Y", "X -> y")  # then the states are inside
+WITHOUT_STATE = (*HIDDEN_STATE, "x -> y")  # or kept on the module
 
 _INPUT = re.compile(
     r"(x|xs|x_?t|inp|inputs?|input_\w*|sequences?|seq|data|src|obs|tokens?|u)", re.I
