@@ -23,6 +23,22 @@ from service.manifest import NAME_PATTERN
 MAX_WINDOW = 10_000  # steps: a session's state is as large, and is stored at each commit
 TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\
+how a module is called (--call); the common ways are found out by trying:
+  x, (h, c) -> h, c               one step; names on both sides are states, the output is h
+  x, h -> y, h                    an output of its own; a state may hold several in one tensor
+  X, (h, c)=None -> Y, (h, c)     a sequence; given None, the module starts its state itself
+  X, h -> y, h                    a sequence of which only the last step is answered
+  X -> Y      x -> y              no state is given: it is kept on the module, or hidden in it
+  X, [(h1, c1), (h2, c2)] -> ...  () is a tuple, [] a list, {key: h} a dict; (h,) holds one
+  x, hx=(h, c) -> h, c            a keyword argument; numbers, True, False and None are fixed ones
+  x, mask:1, h -> h               a further input of each step: the last 1 column of the example
+  X, lengths -> Y      x, h, t -> h   the lengths of the sequences; the index of the step
+  x, h -> {output: y, state: h}   a dict, or an object with these attributes
+  x, h -> y, y, h, attention      several y are joined on the last axis; a name on the right
+                                  alone (or _) is dropped
+  x, [h1, h2] -> [h1, h2=y]       h2 is the output too
+  X, h -> Y, h; X is (time, batch, ...)   which axis is time (else: batch, time), if both work
+
 export imports and runs MODULE, so run it on code that you trust; serving never does.
 exit status: 0 written; 1 refused, nothing written; 2 the command line is wrong.
 """
@@ -46,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> None:
     source = _source(arguments)
+    for note in source.notes if isinstance(source, Source) else ():
+        print(f"export: {note}", file=sys.stderr)
     exported = export(
         source,
         _name(arguments.name),
@@ -74,8 +92,6 @@ def _source(arguments: argparse.Namespace) -> Source | OnnxSource:
                 f"{arguments.module} has its weights inside; leave out --weights and --init"
             )
         return load_onnx_source(Path(arguments.module), arguments.example, arguments.pipeline)
-    if arguments.weights is None:
-        raise SourceError(f"`{arguments.module}` needs --weights, the file of its state_dict")
     return load_source(
         arguments.module,
         arguments.weights,
@@ -98,7 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODULE:FACTORY",
         help="a class or function that builds the module; or an .onnx file",
     )
-    add("--weights", type=Path, help="its state_dict: .safetensors, .pt or .pth")
+    add(
+        "--weights",
+        type=Path,
+        help="its state_dict: .safetensors, .pt or .pth; without it FACTORY is trained",
+    )
     add(
         "--example",
         type=Path,
@@ -115,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what stands before and after the module, .json: scaling of x and y, vocabulary, "
         "classes, choose, alarm (README)",
     )
-    add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"')
+    add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"; see below')
     add(
         "--mode",
         choices=("auto", "causal", "windowed"),

@@ -1,301 +1,267 @@
-"""A torch module as a reference: how it is called, found out by calling it.
+"""How a torch module is called: found out by calling it.
 
-How (`Call`), and where its batch and time axes lie, is found out with batches of 2 and of 3, with
-5 steps, and the axes that grow are the batch's. What works in more than one way is an error that
-lists the ways.
+The common conventions are tried with the example. Ways that compute the same are one; what works in
+more than one way is an error that lists them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from export.call import Call, Tree, leaves, parse_call
-from export.errors import CallError
+from export.attributes import Attributes
+from export.binding import fill
+from export.call import AXES, Call, parse_call
+from export.conventions import WITHOUT_STATE, conventions
+from export.errors import CallError, CarryError, MixingError
+from export.extras import Forms, candidate_forms
 from export.lift import Lifted
-from export.reference import Reference, State, StateSpec
-
-COMMON_CALLS = (  # most common first, as read in public implementations
-    "X, (h, c)=None -> Y, (h, c)",
-    "x, (h, c) -> h, c",
-    "X, h=None -> Y, h",
-    "x, h -> h",
-    "x, (h, c) -> y, (h, c)",
-    "x, h -> y, h",
-    "x, h, c -> h, c",
+from export.module import CalledModule, Plain
+from export.probing import (
+    STEPS,
+    Way,
+    is_close,
+    probe,
+    probe_input,
+    random_state,
+    ways_of,
 )
-HIDDEN_STATE = ("X -> Y", "X -> y")  # then the states of its torch layers are lifted out
-PROBE_BATCHES, PROBE_STEPS = (2, 3), 5  # three different numbers, so that no axis is mistaken
+from export.rows import RowByRow
+from export.shapes import Outside
+from export.tree import Keyed, Listed, Named, Tree, branches
+
+MAX_REASONS = 24  # of those tried, in the error
+Found = CalledModule | RowByRow
+
+__all__ = ["CalledModule", "Outside", "find_call"]
 
 
-PREFIXES = 12  # of a module that gives its last step only, each a call on all before it
-
-
-@dataclass(frozen=True)
-class Outside:
-    """A state as the module takes it: where its batch axis lies."""
-
-    spec: StateSpec
-    batch_axis: int
-
-
-class CalledModule(Reference):
-    """A module that was found to work when called like `call`."""
-
-    def __init__(
-        self, module: nn.Module, call: Call, time_axis: int, outside: tuple[Outside, ...]
-    ) -> None:
-        self.module = module
-        self.call = call
-        self.time_axis = time_axis  # of X and Y outside: 0 or 1; 1 where there is none
-        self._outside = outside
-
-    @property
-    def name(self) -> str:
-        module = self.module.module if isinstance(self.module, Lifted) else self.module
-        return type(module).__name__
-
-    @property
-    def mode(self) -> Literal["causal"]:
-        return "causal"
-
-    @property
-    def states(self) -> tuple[StateSpec, ...]:
-        return tuple(state.spec for state in self._outside)
-
-    @property
-    def axis_sizes(self) -> set[int]:
-        tensors = {n for value in self.module.state_dict().values() for n in value.shape}
-        return tensors | {n for spec in self.states for n in spec.shape}
-
-    def describe(self) -> str:
-        axes = ("; X is (time, batch, ...)", "; X is (batch, time, ...)")[self.time_axis]
-        return self.call.text + (axes if self.call.is_sequence else "")
-
-    def initial(self, batch: int) -> State:
-        return {s.name: torch.zeros(batch, *s.shape) for s in self.states}
-
-    def run(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if self.call.is_sequence and not self.call.is_last_only:
-            y, state = self._call(x.movedim(1, self.time_axis), state)
-            return y.movedim(self.time_axis, 1), state
-        ys = []
-        for t in range(x.shape[1]):
-            y, state = self._call(self._piece(x, t, t + 1), state)
-            ys.append(y)
-        return torch.stack(ys, dim=1), state
-
-    def whole_steps(self, steps: int) -> Sequence[int] | None:
-        if not self.call.is_last_only:
-            return None
-        drawn = torch.randint(0, steps, (PREFIXES,), generator=torch.Generator().manual_seed(0))
-        return sorted({0, min(1, steps - 1), steps - 1, *drawn.tolist()})
-
-    def whole(self, x: Tensor, steps: Sequence[int]) -> Tensor:
-        """The whole sequence in one call where the module takes one; for an output of the last
-        step alone, one call for each of the steps, on all that precedes it.
-        """
-        start: State = {} if self.call.starts_itself else self.initial(x.shape[0])
-        if self.call.is_last_only:
-            calls = (self._call(self._piece(x, 0, t + 1), start)[0] for t in steps)
-            return torch.stack(list(calls), dim=1)
-        if self.call.is_sequence:
-            y, _ = self._call(x.movedim(1, self.time_axis), start)
-            return y.movedim(self.time_axis, 1)[:, list(steps)]
-        return self.run(x, start or self.initial(x.shape[0]))[0][:, list(steps)]
-
-    def what_looks_ahead(self) -> str:
-        names = [n for n, m in self.module.named_modules() if getattr(m, "bidirectional", False)]
-        both = [f"`{name.removeprefix('module.') or 'the module'}`" for name in names]
-        if both:
-            return f"{' and '.join(both)} is bidirectional: it looks ahead"
-        return "It looks ahead, or keeps state that it does not return"
-
-    def _piece(self, x: Tensor, start: int, stop: int) -> Tensor:
-        if self.call.is_sequence:
-            return x[:, start:stop].movedim(1, self.time_axis)
-        return x[:, start]
-
-    def _call(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One call of the module; without a state it starts by itself."""
-        values: dict[str, Tensor | None] = {
-            s.spec.name: state[s.spec.name].movedim(0, s.batch_axis) if state else None
-            for s in self._outside
-        }
-        values |= {"x": x, "X": x}
-        returned = self.module(*(_fill(tree, values) for tree in self.call.arguments))
-        found = dict(_match(self.call.results, returned))
-        out = {s.spec.name: found[s.spec.name].movedim(s.batch_axis, 0) for s in self._outside}
-        return found[self.call.output], out
-
-
-def find_call(module: nn.Module, x: Tensor, notation: str | None = None) -> CalledModule:
+def find_call(module: nn.Module, x: Tensor, notation: str | None = None) -> Found:
     """Find out how `module` is called.
 
     Args:
-        module: in eval mode.
+        module: in eval mode. Left as it was, whatever it keeps on itself.
         x: (B, T, ...), a piece of the example; its features and dtype count.
         notation: the `--call` that the user gave; None: the common ones are tried.
     Raises:
         CallError: none works (each with its reason), or several do.
     """
-    texts = (notation,) if notation else COMMON_CALLS
-    found: list[CalledModule] = []
-    reasons: list[str] = []
-    for text in texts:
-        if text not in HIDDEN_STATE:
-            _try(module, x, parse_call(text), found, reasons)
-    if not found and (notation is None or notation in HIDDEN_STATE):
-        for text in (notation,) if notation else HIDDEN_STATE:
-            if not found:  # a module of one output a step also has a last one
-                _try_lifted(module, x, text, found, reasons)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise CallError(
-            f"no way was found to call {type(module).__name__} with x of "
-            f"{tuple(x.shape[2:])} features a step; tried:\n"
-            + "\n".join(dict.fromkeys(reasons))
-            + '\nSay how it is called, for example --call "x, (h, c) -> h, c"'
-        )
-    ways = "\n".join(f'  --call "{r.call.text}"' for r in found)
-    raise CallError(f"{type(module).__name__} can be called in several ways; choose one:\n{ways}")
-
-
-def _try(
-    module: nn.Module, x: Tensor, call: Call, found: list[CalledModule], reasons: list[str]
-) -> None:
-    """Call `module` in this way, time or batch first; what works goes to `found`."""
-    for time_axis in (1, 0) if call.is_sequence else (1,):
-        try:
-            found.append(_probe(module, x, call, time_axis))
-        except Exception as error:  # whatever the user's code raises is the reason
-            reasons.append(f"  {call.text}: {_first_line(error)}")
-
-
-def _try_lifted(
-    module: nn.Module, x: Tensor, text: str, found: list[CalledModule], reasons: list[str]
-) -> None:
-    """The same for a module that hides its states, with these lifted out."""
+    pristine = Attributes(module)
     try:
-        lifted = Lifted(module, _probe_input(x, PROBE_BATCHES[0]))
-    except Exception as error:  # whatever the user's code raises is the reason
-        reasons.append(f"  {text}: {_first_line(error)}")
-        return
-    names = ", ".join(lifted.state_names)
-    output = text[-1]
-    call = parse_call(f"X, {names} -> {output}, {names}")
-    told = f"{text}, with its state {names} lifted out"
-    _try(lifted.eval(), x, replace(call, text=told, starts_itself=True), found, reasons)
+        return _Search(module, x, pristine).find(parse_call(notation) if notation else None)
+    finally:
+        pristine.restore()
 
 
-def _probe(module: nn.Module, x: Tensor, call: Call, time_axis: int) -> CalledModule:
-    errors: list[Exception] = []
-    for shapes in _state_shapes(module, x, call, time_axis):
+class _Search:
+    def __init__(self, module: nn.Module, x: Tensor, pristine: Attributes) -> None:
+        self._module = module
+        self._x = x
+        self._pristine = pristine
+        self._told = False
+        self._reasons: list[str] = []
+        self._mixing: set[str] = set()  # calls that work, but with rows that change each other
+
+    def find(self, told: Call | None) -> Found:
+        self._told = told is not None
+        if told:
+            groups: list[Sequence[Call]] = [[told], [_with_lists(told)]] if told.states else []
+            bare = [] if told.states else [told]
+        else:
+            texts = conventions(self._module, self._x)
+            self._pristine.restore()
+            groups = [self._fitting(group) for group in texts]
+            bare = [parse_call(text) for text in WITHOUT_STATE]
+        attempts: list[Callable[[], list[Found]]] = [
+            *(lambda group=group: self._tried(group) for group in groups),
+            *(lambda call=call: self._tried([call]) for call in bare),
+            lambda: self._lifted(bare),
+            lambda: self._tried([*(groups[0] if groups else ()), *bare], rows=True),
+        ]
+        for attempt in attempts:
+            found = self._distinct(attempt())
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise CallError(self._several(found))
+        raise CallError(self._none())
+
+    def _fitting(self, texts: Iterable[str]) -> list[Call]:
+        """Those of `texts` whose arguments `forward` has places for."""
+        calls = [parse_call(text) for text in texts]
         try:
-            reference = CalledModule(module, call, time_axis, shapes)
-            for batch in PROBE_BATCHES:
-                _check_shapes(reference, _probe_input(x, batch), batch)
-            return reference
-        except Exception as error:
-            errors.append(error)
-    raise errors[0] if errors else CallError("no state shape fits")
+            signature = inspect.signature(self._module.forward)
+        except (TypeError, ValueError):  # compiled: it has none to show
+            return calls
+        fitting = []
+        for call in calls:
+            positional, keywords = fill(call, dict.fromkeys((*call.states, "x", "X")))
+            try:
+                signature.bind(*positional, **keywords)
+            except TypeError:
+                continue
+            fitting.append(call)
+        return fitting
 
+    def _tried(self, calls: Iterable[Call], rows: bool = False) -> list[Found]:
+        found: list[Found] = []
+        for call in calls:
+            if rows and call.text in self._mixing:
+                continue
+            for way in ways_of(call, rows):
+                try:
+                    one = probe(self._module, self._x, call, way)
+                    if not self._told:
+                        self._check_state_counts(one)
+                    found.append(RowByRow(one, probe_input(self._x, 1)) if rows else one)
+                except CarryError as error:
+                    raise CarryError(
+                        f"{type(self._module).__name__}: {call.text}: {error}"
+                    ) from error
+                except Exception as error:  # whatever the user's code raises is the reason
+                    self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
+                    if isinstance(error, MixingError):
+                        self._mixing.add(call.text)
+                finally:
+                    self._pristine.restore()
+            if found and rows:
+                break
+        return found
 
-def _probe_input(x: Tensor, batch: int) -> Tensor:
-    flat = x.reshape(-1, *x.shape[2:])
-    index = torch.arange(batch * PROBE_STEPS) % flat.shape[0]
-    return flat[index].reshape(batch, PROBE_STEPS, *x.shape[2:])
-
-
-def _state_shapes(
-    module: nn.Module, x: Tensor, call: Call, time_axis: int
-) -> Iterator[tuple[Outside, ...]]:
-    if call.starts_itself:
-        yield _returned_states(module, x, call, time_axis)
-        return
-    for size in _hidden_sizes(module, x):
-        yield tuple(Outside(StateSpec(name, (size,)), 0) for name in call.states)
-        yield tuple(Outside(StateSpec(name, (1, size)), 1) for name in call.states)
-
-
-def _hidden_sizes(module: nn.Module, x: Tensor) -> list[int]:
-    """Sizes that a state may have: an axis of a weight, a gate's share of it, or it without x."""
-    axes = {n for value in module.state_dict().values() for n in value.shape}
-    shares = {n // k for n in axes for k in (4, 3, 2) if n % k == 0}
-    width = x.shape[-1] if x.ndim > 2 else 0
-    beside_x = {n - width for n in axes if n > width}
-    return [*sorted(axes), *sorted((shares | beside_x) - axes)]
-
-
-def _returned_states(
-    module: nn.Module, x: Tensor, call: Call, time_axis: int
-) -> tuple[Outside, ...]:
-    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in call.states}
-    for batch in PROBE_BATCHES:
-        outside = _probe_input(x, batch).movedim(1, time_axis)
-        values = dict.fromkeys(call.states) | {"x": outside, "X": outside}
-        arguments = (_fill(tree, values) for tree in call.arguments)
+    def _check_state_counts(self, one: CalledModule) -> None:
+        """What is taken for a state must make a difference, or it is something else."""
+        batch = 1 if one.layout.is_row else 2
+        x, state = probe_input(self._x, batch), random_state(one, batch)
         with torch.no_grad():
-            returned = dict(_match(call.results, module(*arguments)))
-        for name in call.states:
-            shapes[name].append(tuple(returned[name].shape))
-    return tuple(_compare(name, *pair) for name, pair in shapes.items())
+            first, other = one.run(x, state), one.run(x, one.initial(batch))
+        names = [spec.name for spec in one.states]
+        pairs = [(first[0], other[0]), *((first[1][n], other[1][n]) for n in names)]
+        if all(torch.equal(a, b) for a, b in pairs):
+            raise CallError("nothing depends on what would be its state")
 
+    def _lifted(self, calls: Iterable[Call]) -> list[Found]:
+        """The module hides its states: its layers' are lifted out."""
+        for call in calls:
+            if not call.is_sequence or call.states:
+                continue
+            found = [one for way in ways_of(call, False) for one in self._lift(call, way)]
+            if found:  # a module of one output a step also has a last one
+                return found
+        return []
 
-def _compare(name: str, small: tuple[int, ...], large: tuple[int, ...]) -> Outside:
-    grown = [i for i, (a, b) in enumerate(zip(small, large, strict=True)) if a != b]
-    if len(grown) != 1 or (small[grown[0]], large[grown[0]]) != PROBE_BATCHES:
-        raise CallError(
-            f"state `{name}` has shape {small} for a batch of {PROBE_BATCHES[0]} and {large} "
-            f"for {PROBE_BATCHES[1]}; no one axis is the batch"
+    def _lift(self, call: Call, way: Way) -> list[Found]:
+        for forms in candidate_forms(call):
+            try:
+                return [self._lift_with(call, way, forms)]
+            except Exception as error:  # whatever the user's code raises is the reason
+                self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
+            finally:
+                self._pristine.restore()
+        return []
+
+    def _lift_with(self, call: Call, way: Way, forms: Forms) -> CalledModule:
+        module, is_plain = self._module, call.text in WITHOUT_STATE
+        x = probe_input(self._x, 2)
+        if not is_plain:
+            module = self._plain(call, way, forms)
+        elif way.time_axis == 0:
+            x = x.transpose(0, 1)
+        lifted = Lifted(module, x).eval()
+        names = [name.removeprefix("" if is_plain else "module_") for name in lifted.state_names]
+        states = ", ".join(names)
+        given = ", ".join(f"{name}=None" for name in names)
+        letter = "Y" if call.output == "Y" else "y"
+        inner = parse_call(f"X, {given} -> {letter}, {states}")
+        text = f"{call.text}, with its state {states} lifted out"
+        inner = replace(inner, text=text)
+        return probe(lifted, self._x, inner, way if is_plain else Way())
+
+    def _plain(self, call: Call, way: Way, forms: Forms) -> nn.Module:
+        layout = replace(way.layout(), forms=forms)
+        called = CalledModule(self._module, call, way.time_axis, (), layout=layout)
+        batch = 2
+        with torch.no_grad():
+            shape = called.raw(probe_input(self._x, batch), {})[0][call.output].shape
+        y_time = 0 if tuple(shape[:2]) == (STEPS, batch) else 1
+        layout = replace(layout, y_time=y_time)
+        return Plain(CalledModule(self._module, call, way.time_axis, (), layout=layout)).eval()
+
+    def _distinct(self, found: Sequence[Found]) -> list[Found]:
+        """Those of `found` that compute something else; of these, such as run in chunks."""
+        distinct: list[Found] = []
+        for one in found:
+            if not any(self._is_same(one, other) for other in distinct):
+                distinct.append(one)
+        whole = [one for one in distinct if self._is_chunkable(one)] if distinct[1:] else []
+        return whole or distinct
+
+    def _is_same(self, one: Found, other: Found) -> bool:
+        shapes = [[spec.shape for spec in each.states] for each in (one, other)]
+        if shapes[0] != shapes[1]:
+            return False
+        return all(is_close(a, b) for a, b in zip(self._run(one), self._run(other), strict=True))
+
+    def _run(self, reference: Found) -> list[Tensor]:
+        x = probe_input(self._x, 3)
+        state = reference.initial(3)
+        if isinstance(reference, CalledModule):
+            state = random_state(reference, 3)
+        with torch.no_grad():
+            y, after = reference.run(x, state)
+        return [y, *after.values()]
+
+    def _is_chunkable(self, reference: Found) -> bool:
+        x = probe_input(self._x, 3)
+        with torch.no_grad():
+            y, _ = reference.run(x, reference.initial(3))
+            first, state = reference.run(x[:, :2], reference.initial(3))
+            second, _ = reference.run(x[:, 2:], state)
+        return is_close(torch.cat([first, second], dim=1), y)
+
+    def _several(self, found: Sequence[Found]) -> str:
+        ways = "\n".join(f'  --call "{_shown(one.call, _axis(one))}"' for one in found)
+        name = type(self._module).__name__
+        return f"{name} can be called in several ways; choose one:\n{ways}"
+
+    def _none(self) -> str:
+        reasons = list(dict.fromkeys(self._reasons))
+        more = len(reasons) - MAX_REASONS
+        shown = reasons if more <= 0 else [*reasons[:MAX_REASONS], f"  and {more} more"]
+        return (
+            f"no way was found to call {type(self._module).__name__} with x of "
+            f"{tuple(self._x.shape[2:])} features a step; tried:\n"
+            + "\n".join(shown)
+            + '\nSay how it is called, for example --call "x, (h, c) -> h, c"; '
+            "`python -m export --help` has the notation"
         )
-    axis = grown[0]
-    return Outside(StateSpec(name, small[:axis] + small[axis + 1 :]), axis)
 
 
-def _check_shapes(reference: CalledModule, x: Tensor, batch: int) -> None:
-    with torch.no_grad():
-        y, state = reference.run(x, reference.initial(batch))
-    if tuple(y.shape[:2]) != (batch, PROBE_STEPS):
-        raise CallError(f"y has shape {tuple(y.shape)}, expected ({batch}, {PROBE_STEPS}, ...)")
-    for spec in reference.states:
-        if tuple(state[spec.name].shape) != (batch, *spec.shape):
-            raise CallError(
-                f"state `{spec.name}` went in as {(batch, *spec.shape)} "
-                f"and came out as {tuple(state[spec.name].shape)}"
-            )
+def _with_lists(call: Call) -> Call:
+    """The same with lists in place of tuples: to a user they are often the same."""
+
+    def listed(tree: Tree) -> Tree:
+        if isinstance(tree, Named):
+            return Named(tree.keyword, listed(tree.tree))
+        if isinstance(tree, Keyed):
+            return Keyed(tuple((key, listed(branch)) for key, branch in tree.entries))
+        inner = tuple(map(listed, branches(tree)))
+        return Listed(inner) if inner else tree
+
+    return replace(call, arguments=tuple(map(listed, call.arguments)))
 
 
-def _fill(tree: Tree, values: Mapping[str, Tensor | None]) -> object:
-    """The argument for `tree`; None for a group of states that are all None."""
-    if isinstance(tree, str):
-        return values[tree]
-    filled = tuple(_fill(branch, values) for branch in tree)
-    return None if all(part is None for part in filled) else filled
+def _axis(found: Found) -> int | None:
+    is_plain = isinstance(found, CalledModule) and found.call.is_sequence
+    return found.time_axis if is_plain and isinstance(found, CalledModule) else None
 
 
-def _match(results: tuple[Tree, ...], returned: object) -> Iterator[tuple[str, Tensor]]:
-    """Pair the names of `results` with what the module returned; one name stands for the whole."""
-    if len(results) == 1 and isinstance(results[0], str):
-        yield from _match_tree(results[0], returned)
-    else:
-        yield from _match_tree(results, returned)
-
-
-def _match_tree(tree: Tree, returned: object) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(tree, str):
-        if not isinstance(returned, Tensor):
-            raise CallError(f"`{tree}` came back as {type(returned).__name__}, expected a tensor")
-        yield tree, returned
-        return
-    if not isinstance(returned, tuple | list) or len(returned) != len(tree):
-        got = f"{len(returned)} values" if isinstance(returned, tuple | list) else "one value"
-        raise CallError(f"expected {len(tree)} values for ({', '.join(leaves(tree))}), got {got}")
-    for branch, value in zip(tree, returned, strict=True):
-        yield from _match_tree(branch, value)
+def _shown(call: Call, axis: int | None = None) -> str:
+    """The notation, with X's axes where they are known."""
+    known = call.time_axis if axis is None else axis
+    axes = next((words for words, number in AXES.items() if number == known), "")
+    return f"{call.text}; {axes}" if axes and "lifted" not in call.text else call.text
 
 
 def _first_line(error: Exception) -> str:

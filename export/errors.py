@@ -13,6 +13,18 @@ class CallError(ExportError):
     """No way to call the module was found, or more than one."""
 
 
+class StructureError(CallError):
+    """What a call returned has another structure than the notation says, whatever its shapes."""
+
+
+class MixingError(CallError):
+    """Rows of a batch change each other's results."""
+
+
+class CarryError(CallError):
+    """The way of calling is known, but a state of the module cannot be carried, or not begun."""
+
+
 class LoweringError(ExportError):
     """The module's step could not be turned into graphs that compute the same."""
 

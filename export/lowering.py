@@ -4,6 +4,7 @@ What the affine form cannot say is lowered operator by operator.
 """
 
 from collections.abc import Set
+from dataclasses import replace
 
 import onnx
 from torch import Tensor, nn
@@ -39,7 +40,10 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
         return lower_operators(reference, x, why="at each step the whole window is run")
     try:
         trace = trace_step(reference, x)
-        return LoweredNetwork(lower(read_form(trace), trace))
+        network = lower(read_form(trace), trace)
+        initial = reference.initial(1)
+        wide = frozenset(name for name, value in initial.items() if float(value.abs().max()) > 1)
+        return LoweredNetwork(replace(network, wide=wide))
     except LoweringError as error:
         try:
             return lower_operators(reference, x, why=str(error))

@@ -39,6 +39,7 @@ class Network:
     free: Mapping[str, Affine]  # the new value of each port that no cell carries
     x_size: int
     why_free: Mapping[str, str] = field(default_factory=dict)  # port -> why no cell carries it
+    wide: frozenset[str] = frozenset()  # ports that begin outside [-1, 1]
 
     @property
     def cells(self) -> tuple[Cell, ...]:

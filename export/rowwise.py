@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
+from export.cells import Cell
 from export.errors import NothingQuantizedError
 from export.form import Affine, Root
 from export.graph_builder import MICROSOFT, GraphBuilder
@@ -130,13 +131,15 @@ def bounded_sources(network: Network) -> set[str]:
     """The sources that lie in [-1, 1] whatever the input: every h, sigmoid, tanh, their products.
 
     A state port that no cell carries is bounded when its new value is, starting from zero: picked
-    from bounded sources, or their mean weighted by a gate, as a GRU's h is.
+    from bounded sources, or their mean weighted by a gate, as a GRU's h is. A port that begins
+    outside [-1, 1] is not bounded.
     """
-    found = {name for cell in network.cells for name in cell.bounded}
+    found = {name for cell in network.cells for name in _bounded_of(network, cell)}
     found |= {
         port for port in network.states if port not in network.free and _only_bounded(network, port)
     }
-    candidates = set(network.free)
+    found -= network.wide
+    candidates = set(network.free) - network.wide
     while True:  # assume the candidates bounded, and drop those that this does not bear out
         bounded = found | candidates
         for node in network.nodes:
@@ -148,9 +151,15 @@ def bounded_sources(network: Network) -> set[str]:
         candidates = kept
 
 
+def _bounded_of(network: Network, cell: Cell) -> frozenset[str]:
+    """What is bounded of a cell; nothing of one whose state begins outside [-1, 1]."""
+    begins_wide = any(piece.port in network.wide for piece in cell.slices.values())
+    return frozenset() if begins_wide else cell.bounded
+
+
 def _only_bounded(network: Network, port: str) -> bool:
     pieces = ((f"{c.name}.{k}", c, s) for c in network.cells for k, s in c.slices.items())
-    return all(name in cell.bounded for name, cell, s in pieces if s.port == port)
+    return all(name in _bounded_of(network, cell) for name, cell, s in pieces if s.port == port)
 
 
 def _bounded_root(root: Root, bounded: set[str]) -> bool:

@@ -1,32 +1,27 @@
 """What the user brings: MODULE:FACTORY, a weights file, an example, perhaps a pipeline.
 
 Export imports and runs the user's module (it must, to know what it computes); it never unpickles
-code: weights are read from safetensors, or by `torch.load(weights_only=True)`.
+code (`export/weights.py`).
 """
 
 import hashlib
 import importlib
 import importlib.util
-import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from export.errors import SourceError
+from export.weights import check_trained, give_weights
 from service.errors import ClientError
-from service.manifest import sha256_file
 from service.pipeline import EXPECTED, Pipeline
-
-CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put them
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,7 @@ class Source:
     weights_sha256: str
     example: np.ndarray  # (N, T, ...) in the client's raw units
     pipeline: Pipeline
+    notes: tuple[str, ...] = ()  # what was changed while loading, for the user to read
 
     @property
     def example_sha256(self) -> str:
@@ -50,7 +46,7 @@ def sha256_array(array: np.ndarray) -> str:
 
 def load_source(
     spec: str,
-    weights: Path,
+    weights: Path | None,
     example: Path,
     pipeline: Path | None = None,
     arguments: Mapping[str, object] | None = None,
@@ -60,7 +56,7 @@ def load_source(
     Args:
         spec: MODULE:FACTORY; MODULE is importable from here, or a path to a .py file; FACTORY is a
             class or function that returns the module, or the module itself.
-        weights: a state_dict in .safetensors, .pt or .pth.
+        weights: a state_dict in .safetensors, .pt or .pth; None: FACTORY gives the trained module.
         example: a .npy file of real input in raw units, (T, ...) or (N, T, ...); where the
             pipeline has a vocabulary, also a .txt file (UTF-8) of real text.
         pipeline: a JSON file of what stands before and after the module (`Pipeline`), or None.
@@ -68,29 +64,39 @@ def load_source(
     Raises:
         SourceError: one of them is missing, malformed, or does not fit the others.
     """
-    module = _build(spec, arguments or {})
-    _load_weights(module, weights)
+    factory = _find_factory(spec)
+    module = _build(spec, factory, arguments or {})
+    loaded, notes = give_weights(module, weights)
+    again = None if factory is module else partial(_build, spec, factory, arguments or {})
+    digest = check_trained(module, weights, loaded, again)
     declared = load_pipeline(pipeline)
     return Source(
         spec,
         module.eval().requires_grad_(False),
-        sha256_file(weights),
+        digest,
         load_example(example, declared),
         declared,
+        tuple(notes),
     )
 
 
-def _build(spec: str, arguments: Mapping[str, object]) -> nn.Module:
+def _find_factory(spec: str) -> Callable[..., object]:
+    """What FACTORY names: a module, or what makes one."""
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name:
         raise SourceError(f"got `{spec}`, expected MODULE:FACTORY, for example mynet:build")
     factory = getattr(_import(where), name, None)
     if factory is None:
         raise SourceError(f"{where} has no `{name}`; name a class, function or module that it has")
+    if not callable(factory):  # a module is
+        raise SourceError(f"`{spec}` is a {type(factory).__name__}, expected a class or function")
+    found: Callable[..., object] = factory
+    return found
+
+
+def _build(spec: str, factory: Callable[..., object], arguments: Mapping[str, object]) -> nn.Module:
     if isinstance(factory, nn.Module):
         return factory
-    if not callable(factory):
-        raise SourceError(f"`{spec}` is a {type(factory).__name__}, expected a class or function")
     try:
         module = factory(**arguments)
     except TypeError as error:
@@ -124,66 +130,6 @@ def _import_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))  # its neighbours, as `python FILE` would
     spec.loader.exec_module(module)
     return module
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    state = _read_state_dict(path)
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [f"{name} is unknown to the module" for name in found if name not in wanted]
-    faults += [
-        f"{name} has shape {found[name]}, the module expects {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if faults[6:] else "")
-        raise SourceError(
-            f"{path} does not fit the module: {shown}. "
-            "Build the module in the size that it was trained in (--init), or give its own weights"
-        )
-    bad = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise SourceError(f"{path} holds NaN or infinity in {', '.join(bad)}; train again")
-    module.load_state_dict(state)
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise SourceError(f"weights file {path} does not exist; train first, or mend the path")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SourceError(
-            f"{path} is a pickle that needs code to load, which export does not run. In your "
-            'training script write `torch.save(model.state_dict(), "weights.pt")`, '
-            "or save with safetensors, and give that file"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SourceError(
-            f"{path} is not a weights file ({error}); expected a state_dict in .safetensors or .pt"
-        ) from error
-    return _find_state_dict(path, loaded)
-
-
-def _find_state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
-    for candidate in (loaded, *(_get(loaded, key) for key in CHECKPOINT_KEYS)):
-        if isinstance(candidate, Mapping) and candidate:
-            tensors = {k: v for k, v in candidate.items() if isinstance(v, Tensor)}
-            if len(tensors) == len(candidate):
-                return tensors
-    keys = sorted(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
-    raise SourceError(
-        f"{path} holds {keys}, expected a state_dict (name -> tensor), or a checkpoint with one "
-        f"under {', '.join(CHECKPOINT_KEYS)}"
-    )
-
-
-def _get(loaded: object, key: str) -> object:
-    return loaded.get(key) if isinstance(loaded, Mapping) else None
 
 
 def load_example(path: Path, pipeline: Pipeline) -> np.ndarray:

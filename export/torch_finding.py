@@ -6,7 +6,8 @@ written by hand and of poolings over time.
 
 from torch import Tensor, nn
 
-from export.called import HIDDEN_STATE, find_call
+from export.called import find_call
+from export.conventions import HIDDEN_STATE
 from export.errors import CallError, CausalityError, ExportError
 from export.hidden_loop import check_chunks, find_cut
 from export.lift import Lifted

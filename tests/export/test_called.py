@@ -55,17 +55,33 @@ def test_no_way_lists_what_was_tried() -> None:
         find_call(LSTMCell(5, 8).eval(), X)
 
 
+class Both(nn.Module):
+    """Takes its states packed in a tuple or apart."""
+
+    def __init__(self, apart: float) -> None:
+        super().__init__()
+        self.cell = LSTMCell(3, 8)
+        self.apart = apart
+
+    def forward(self, x: Tensor, *state: Tensor | tuple[Tensor, Tensor]) -> object:
+        return self.cell(x, state[0]) if len(state) == 1 else self.cell(self.apart * x, state)
+
+
 def test_several_ways_are_an_error_that_lists_them() -> None:
-    """A module that takes its states packed in a tuple or apart must be told which."""
-
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = LSTMCell(3, 8)
-
-        def forward(self, x: Tensor, *state: Tensor | tuple[Tensor, Tensor]) -> object:
-            return self.cell(x, state[0] if len(state) == 1 else state)
-
+    """A module that computes another thing when its states come apart must be told which."""
     with pytest.raises(CallError, match=r"several ways(?s:.*)x, \(h, c\) -> h, c(?s:.*)x, h, c"):
-        find_call(Both().eval(), X)
-    assert find_call(Both().eval(), X, "x, h, c -> h, c").states[0].shape == (8,)
+        find_call(Both(2.0).eval(), X)
+    assert find_call(Both(2.0).eval(), X, "x, h, c -> h, c").states[0].shape == (8,)
+
+
+def test_ways_that_compute_the_same_are_one() -> None:
+    """The more common notation is taken."""
+    assert find_call(Both(1.0).eval(), X).call.text == "x, (h, c) -> h, c"
+
+
+def test_a_told_axis_of_time_is_kept_to() -> None:
+    """A module that takes time first is not called batch first because it would also run."""
+    told = "X, h=None -> Y, h; X is (time, batch, ...)"
+    assert find_call(nn.GRU(3, 8).eval(), X, told).describe() == told
+    with pytest.raises(CallError, match="no way was found"):
+        find_call(nn.GRU(3, 8).eval(), X, told.replace("time, batch", "batch, time"))

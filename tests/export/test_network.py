@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from export.call import parse_call
-from export.called import CalledModule, Outside
 from export.cell_graph import fits_nodes
 from export.cells import Cell, GruCell, LstmCell
-from export.errors import LoweringError
+from export.errors import ExportError
 from export.finding import find_reference
 from export.form import Root, read_form
+from export.module import CalledModule
 from export.network import Network
 from export.recognise import lower
 from export.reference import Reference, StateSpec
+from export.shapes import Outside
 from export.trace import trace_step
 from models.networks import CellForecaster, LSTMForecaster
 from tests.export import gru_spellings, lstm_spellings, spellings
@@ -258,7 +259,7 @@ def test_rows_that_meet_are_refused() -> None:
             h, c = self.cell(x - x.mean(0), state)
             return h, c
 
-    with pytest.raises(LoweringError):
+    with pytest.raises(ExportError, match="other rows"):
         lowered(Meeting())
 
 

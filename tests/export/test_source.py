@@ -25,9 +25,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"weights": weights, "example": example}
 
 
-def load(files: dict[str, Path], spec: str = SPEC, **changed: Path) -> Source:
-    given = {**files, **changed}
-    return load_source(spec, given["weights"], given["example"], given.get("pipeline"))
+def load(files: dict[str, Path], spec: str = SPEC, **changed: Path | None) -> Source:
+    given: dict[str, Path | None] = {**files, **changed}
+    example = given["example"]
+    assert example is not None
+    return load_source(spec, given["weights"], example, given.get("pipeline"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
@@ -156,3 +158,105 @@ def test_a_wrong_pipeline_is_refused(
     path.write_text(text)
     with pytest.raises(SourceError, match=rf"{said}.*expected"):
         load(files, pipeline=path)
+
+
+PLAIN = """
+import torch
+from torch import nn
+
+class Cell(nn.Module):
+    def __init__(self, seed=None):
+        super().__init__()
+        if seed is not None:
+            torch.manual_seed(seed)
+        self.W = torch.randn(4, 5)
+        self.scale = torch.tensor(2.0)
+        self.bias = nn.Parameter(torch.randn(4))
+        self.both = [self.bias[:2], self.bias[2:]]
+    def forward(self, x, h):
+        return torch.tanh(torch.cat([x, h], -1) @ self.W.t() + self.bias) * self.scale
+
+def seeded():
+    return Cell(7)
+
+trained = Cell(3)
+"""
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> str:
+    """A cell that holds a weight as a plain attribute; views of a parameter are no own tensors."""
+    (tmp_path / "plain_cell.py").write_text(PLAIN)
+    return f"{tmp_path / 'plain_cell.py'}:"
+
+
+def test_a_plain_tensor_is_loaded_where_the_file_has_it(
+    files: dict[str, Path], tmp_path: Path, plain: str
+) -> None:
+    """state_dict() leaves `W` out; the file may hold it under its name all the same."""
+    state = {"W": torch.ones(4, 5), "bias": torch.arange(4.0)}
+    save_file(state, tmp_path / "w.safetensors")
+    module = load(files, plain + "Cell", weights=tmp_path / "w.safetensors").module
+    assert torch.equal(module.W, state["W"])  # type: ignore[arg-type]
+    assert torch.equal(module.bias, state["bias"])  # type: ignore[arg-type]
+
+
+def test_a_random_plain_tensor_that_no_file_gives_is_refused(
+    files: dict[str, Path], tmp_path: Path, plain: str
+) -> None:
+    """It would be another model at each export; the message names it and the ways out."""
+    save_file({"bias": torch.zeros(4)}, tmp_path / "w.safetensors")
+    said = r"^`W`: a tensor that is a plain attribute.*random at each build.*nn\.Parameter"
+    with pytest.raises(SourceError, match=said):
+        load(files, plain + "Cell", weights=tmp_path / "w.safetensors")
+    assert load(files, plain + "seeded", weights=tmp_path / "w.safetensors")
+
+
+def test_without_weights_the_factory_gives_the_trained_module(
+    files: dict[str, Path], plain: str
+) -> None:
+    """A module, or a factory that gives the same each time; a class with random weights not."""
+    assert load(files, plain + "trained", weights=None).module.W.shape == (4, 5)
+    assert load(files, plain + "seeded", weights=None).module
+    with pytest.raises(SourceError, match=r"other weights at each call \(`.*--weights"):
+        load(files, plain + "Cell", weights=None)
+
+
+def test_the_hash_covers_what_the_file_does_not(
+    files: dict[str, Path], tmp_path: Path, plain: str
+) -> None:
+    """Two modules that differ in a plain tensor alone have two hashes."""
+    save_file({"bias": torch.zeros(4)}, tmp_path / "w.safetensors")
+    path = tmp_path / "plain_cell.py"
+    first = load(files, plain + "seeded", weights=tmp_path / "w.safetensors").weights_sha256
+    path.write_text(PLAIN.replace("Cell(7)", "Cell(8)"))
+    second = load(files, plain + "seeded", weights=tmp_path / "w.safetensors").weights_sha256
+    assert first != second
+    assert len({first, second, load(files, plain + "trained", weights=None).weights_sha256}) == 3
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "_orig_mod.", "model._orig_mod."])
+def test_prefixes_of_wrappers_are_left_out(
+    files: dict[str, Path], tmp_path: Path, prefix: str
+) -> None:
+    """DataParallel, Lightning and torch.compile put something before each name; a note says so."""
+    state = {name: value + 1 for name, value in sine_cell().state_dict().items()}
+    torch.save({"state_dict": {prefix + k: v for k, v in state.items()}}, tmp_path / "w.ckpt")
+    source = load(files, weights=tmp_path / "w.ckpt")
+    for name, value in source.module.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert any(prefix in note for note in source.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_cast_with_a_note(
+    files: dict[str, Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """The module computes in float32 whatever the file is in."""
+    state = {name: value.to(dtype) for name, value in sine_cell().state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    source = load(files, weights=tmp_path / "w.pt")
+    for name, value in source.module.state_dict().items():
+        assert value.dtype is torch.float32
+        assert torch.equal(value, state[name].float())
+    assert any(str(dtype) in note for note in source.notes)

@@ -345,14 +345,12 @@ ENTRIES = {
         waves(3),
         run_columns,
         "x, h, c -> y, h, c",
-        fails="a batch on the second axis of x is not tried",
     ),
     "list-of-pairs": Entry(
         DeepLSTM,
         waves(3),
         run_deep,
         "x, ((h1, c1), (h2, c2)) -> y, ((h1, c1), (h2, c2))",
-        fails="states of two sizes are not tried",
     ),
     "one-vector": Entry(lambda: OneVectorCell(3, 12), waves(3), run_one_vector),
     "flat-four": Entry(TwoLayersFlat, waves(2), run_flat, "x, h1, c1, h2, c2 -> y, h1, c1, h2, c2"),
@@ -361,12 +359,10 @@ ENTRIES = {
         waves(3),
         run_dict,
         "inputs=x, carry={h: h, c: c} -> {output: y, carry: {h: h, c: c}}",
-        fails="the notation has no keywords and no dicts",
     ),
     "stacked-state": Entry(
         lambda: StackedStateLSTM(3, 12),
         waves(3),
         run_stacked,
-        fails="states stacked on the first axis are not tried",
     ),
 }

@@ -310,7 +310,6 @@ ENTRIES = {
         waves(3),
         first,
         roads=GENERAL,
-        fails="the operation std is not lowered",
     ),
     "zoneout": Entry(
         lambda: ZoneoutLSTMCell(3, 12), waves(3), lambda m, x: loop_pair(m, x, 12), roads=GENERAL
@@ -331,7 +330,6 @@ ENTRIES = {
         run_mlstm,
         "x, C, n, m -> y, C, n, m",
         roads=GENERAL,
-        fails="states of three shapes are not tried",
     ),
     "mgu": Entry(
         lambda: MGUCell(3, 12),
@@ -343,15 +341,13 @@ ENTRIES = {
         lambda: PhasedLSTM(3, 12),
         beside(waves(3), clock),
         run_phased,
-        "x[0:3], x[3:4], (h, c) -> h, c",
+        "x, s:1, (h, c) -> h, c",
         roads=GENERAL,
-        fails="the notation has no side inputs",
     ),
     "cfc": Entry(
         lambda: CfC(3, 12),
         waves(3),
         first,
         roads=GENERAL,
-        fails="the operation silu is not lowered",
     ),
 }

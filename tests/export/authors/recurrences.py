@@ -194,7 +194,6 @@ ENTRIES = {
         run_indrnn,
         roads=GENERAL,
         gain=1.0,
-        fails="states stacked on the first axis are not tried",
     ),
     "lru": Entry(
         lambda: LRU(4, 12),
@@ -203,7 +202,6 @@ ENTRIES = {
         "x, re, im -> y, re, im",
         roads=GENERAL,
         gain=1.0,
-        fails="the operation gelu is not lowered",
     ),
     "conv-lstm": Entry(
         lambda: ConvLSTM(1, 4),

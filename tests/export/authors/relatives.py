@@ -227,7 +227,6 @@ ENTRIES = {
         lambda: PeepholeLSTM(3, 12),
         waves(3),
         time_first,
-        fails="takes two dimensions too, by broadcasting: ambiguous",
     ),
     "coupled": Entry(lambda: CoupledLSTM(3, 12), waves(3), step_pair),
     "keras-like": Entry(
@@ -239,8 +238,7 @@ ENTRIES = {
         EAStep,
         beside(waves(3), constants(2)),
         run_entity_aware,
-        "x[0:3], h, c, x[3:5] -> h, c",
-        fails="the notation has no side inputs",
+        "x, h, c, s:2 -> h, c",
     ),
     "paper-gru": Entry(
         lambda: PaperGRU(3, 16, 2),
