@@ -203,7 +203,6 @@ ENTRIES = {
         "x, re, im -> y, re, im",
         roads=GENERAL,
         gain=1.0,
-        fails="the operation gelu is not lowered",
     ),
     "conv-lstm": Entry(
         lambda: ConvLSTM(1, 4),
