@@ -12,13 +12,14 @@ So a cell of four matrices, one of a chunked 4H matrix, `nn.LSTM` and an einsum 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from export.errors import LoweringError
-from export.pointwise import FUNCTIONS, OVER_ROW, function_of
+from export.pointwise import FUNCTIONS, OVER_AXIS, function_of, groups
 from export.trace import Trace, is_integer, shape_of
 
 Array = np.ndarray
@@ -34,9 +35,14 @@ LINEAR = {  # linear in all that depends on the input; the bias is read off with
     "native_batch_norm", "_native_batch_norm_legit_no_training",
     "constant_pad_nd", "getitem", "slice_scatter",
     "select_scatter", "copy", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
-    "new_full",
+    "new_full", "cumsum", "roll", "unfold", "index", "diagonal", "diag_embed", "tril", "triu",
+    "pixel_shuffle", "pixel_unshuffle", "im2col", "col2im", "avg_pool2d", "_adaptive_avg_pool2d",
+    "upsample_nearest1d", "upsample_nearest2d",
 }  # fmt: skip
-BILINEAR = {"mul", "mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "dot", "div"}
+BILINEAR = {
+    "mul", "mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "dot", "div", "convolution",
+}  # fmt: skip
+MAX_ELEMENTS = 10**8  # float64 of all matrices of a form: 0.8 GB
 CHECK_TOLERANCE = 1e-10  # relative to the largest value, in float64
 
 
@@ -119,7 +125,7 @@ class _Reader:
             else:
                 if any(n in self.depends for n in node.all_input_nodes):
                     self.depends.add(node)
-                self.values[node] = self.trace.compute(node, self.values)
+                self.values[node] = self._compute(node, self.values)
         targets = self._targets()
         affine = self._read(targets)
         self._check(targets, affine)
@@ -128,17 +134,18 @@ class _Reader:
     def _add_root(self, node: fx.Node, name: str) -> None:
         self.roots[node] = name
         self.depends.add(node)
-        kind = torch.int64 if is_integer(node) else torch.float64
+        kind = torch.int64 if _holds_ids(node) else torch.float64
         self.values[node] = torch.zeros(shape_of(node), dtype=kind)
 
     def _is_affine(self, node: fx.Node) -> bool:
         function = function_of(node)
-        if function and function[0] not in BILINEAR:
-            self._check_row(node, function[0])
-            self._check_index(node, function[0])
-            return False
         name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
         moving = [n for n in node.all_input_nodes if n in self.depends]
+        if name == "where" and node.args[0] not in moving:
+            return True
+        if function and name not in BILINEAR:
+            self._check_index(node, function[0])
+            return False
         if name in BILINEAR:
             if name == "div" and moving == [node.args[0]] and node.args[1] is not node.args[0]:
                 return True
@@ -153,17 +160,14 @@ class _Reader:
             return True
         raise LoweringError(
             f"the operation `{name}` on values of shape {[shape_of(n) for n in moving]} is not one "
-            f"that lowering knows; it knows affine maps, embedding, {', '.join(sorted(FUNCTIONS))}"
+            "that lowering knows; it knows affine maps, embedding and those of export/pointwise.py"
         )
 
-    def _check_row(self, node: fx.Node, fn: str) -> None:
-        """A softmax must be over all values of each row of the batch."""
-        if fn in OVER_ROW:
-            shape, axis = shape_of(node), int(node.args[1])  # type: ignore[arg-type]
-            if shape[axis] * self.trace.batch != int(np.prod(shape)):
-                raise LoweringError(
-                    f"a softmax over axis {axis} of values of shape {shape} is not over a whole row"
-                )
+    def _compute(self, node: fx.Node, values: Mapping[fx.Node, object]) -> object:
+        try:
+            return self.trace.compute(node, values)
+        except Exception as error:  # of any operation, on values it was not traced with
+            raise LoweringError(f"`{node.target}` is not affine: {error}") from error
 
     def _check_index(self, node: fx.Node, fn: str) -> None:
         """An embedding must be of x itself, in its order."""
@@ -172,7 +176,7 @@ class _Reader:
         x, index = self.trace.placeholders()[0], node.args[1]
         numbers = torch.arange(int(np.prod(shape_of(x)))).reshape(shape_of(x))
         between = [n for n in self.trace.graph.graph.nodes if n in self.depends - set(self.roots)]
-        found = self._propagate({x: numbers}, between)[index] if is_integer(x) else None  # type: ignore[index]
+        found = self._propagate({x: numbers}, between)[index] if _holds_ids(x) else None  # type: ignore[index]
         if not isinstance(found, Tensor) or not torch.equal(found.flatten(), numbers.flatten()):
             raise LoweringError("an embedding is taken of something else than x as it comes")
 
@@ -197,7 +201,9 @@ class _Reader:
     def _target_shape(self, key: str, node: fx.Node | float) -> tuple[int, ...]:
         owner, slash, _ = key.rpartition("/")
         if slash:
-            return next(shape_of(n) for n, name in self.roots.items() if name == owner)
+            root = next(n for n, name in self.roots.items() if name == owner)
+            over_axis = isinstance(node, fx.Node) and _function(root) in OVER_AXIS
+            return shape_of(node) if over_axis else shape_of(root)  # type: ignore[arg-type]
         if not isinstance(node, fx.Node):
             raise LoweringError(f"the output `{key}` is not a tensor")
         return shape_of(node)
@@ -213,6 +219,7 @@ class _Reader:
         return found
 
     def _read(self, targets: Mapping[str, fx.Node | float]) -> dict[str, Affine]:
+        self._check_size(targets)
         bias = {key: value[0].copy() for key, value in self._snapshot(targets, self.values).items()}
         blocks: dict[str, dict[str, Array]] = {key: {} for key in targets}
         for node, name in self._real_roots():
@@ -232,8 +239,23 @@ class _Reader:
                     blocks[key][name] = np.ascontiguousarray(matrix)
         return {key: Affine(blocks[key], bias[key]) for key in targets}
 
+    def _check_size(self, targets: Mapping[str, fx.Node | float]) -> None:
+        """Refuse, before anything is allocated, what is too large, or computes with ids."""
+        size = {k: prod(self._target_shape(k, n)) // self.trace.batch for k, n in targets.items()}
+        total = 0
+        for node, name in self.roots.items():
+            _, reached = self._downstream(node, targets)
+            if _holds_ids(node) and reached:
+                raise LoweringError(f"`{next(iter(reached))}` is computed from the ids in `{name}`")
+            total += prod(shape_of(node)) // self.trace.batch * sum(size[key] for key in reached)
+        if total > MAX_ELEMENTS:
+            raise LoweringError(
+                f"the affine form of the step would take {total:.1e} numbers, allowed "
+                f"{MAX_ELEMENTS:.0e}: its values are too large to be written as matrices"
+            )
+
     def _real_roots(self) -> list[tuple[fx.Node, str]]:
-        return [(node, name) for node, name in self.roots.items() if not is_integer(node)]
+        return [(node, name) for node, name in self.roots.items() if not _holds_ids(node)]
 
     def _unflatten(self, flat: Tensor, node: fx.Node) -> Tensor:
         shape = shape_of(node)
@@ -261,7 +283,7 @@ class _Reader:
     ) -> dict[fx.Node, object]:
         values = {**self.values, **given}
         for node in nodes:
-            values[node] = self.trace.compute(node, values)
+            values[node] = self._compute(node, values)
         return values
 
     def _check(self, targets: Mapping[str, fx.Node | float], affine: Mapping[str, Affine]) -> None:
@@ -299,14 +321,27 @@ class _Reader:
             else:
                 args = tuple(affine[f"{name}/{i}"] for i in range(len(_arguments(node))))
                 fn, constants = function_of(node) or ("", ())
+                if fn in OVER_AXIS:
+                    argument = node.args[0]
+                    sizes = groups(node, shape_of(argument), self.trace.batch)  # type: ignore[arg-type]
+                    constants = (*sizes, *constants)
                 table = self.values[node.args[0]] if fn == "embedding" else None  # type: ignore[index]
                 array = table.numpy() if isinstance(table, Tensor) else None
                 roots[name] = Root(name, fn, size, args, constants, array)
         return Form(roots, affine["y"], {name: affine[name] for name in self.trace.state_names})
 
 
+def _holds_ids(node: fx.Node) -> bool:
+    """Whether a root is an integer input; what holds or not is a number, 1 or 0."""
+    return node.op == "placeholder" and is_integer(node)
+
+
+def _function(node: fx.Node) -> str:
+    return (function_of(node) or ("", ()))[0]
+
+
 def _arguments(node: fx.Node) -> list[fx.Node | float]:
     """What an operation computes with: not its axis, dtype or constants, nor an embedding's ids."""
-    fn, _ = function_of(node) or ("", ())
+    fn = _function(node)
     count = FUNCTIONS[fn].arity if fn in FUNCTIONS else 0
     return list(node.args[:count])  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.cells import StateSlice
 from export.errors import LoweringError
 from export.form import Affine, Root
-from export.pointwise import FUNCTIONS, OVER_ROW
+from export.pointwise import FUNCTIONS
 from export.terms import Rows, Term, sizes, split
 from service.manifest import Port, Ports
 
@@ -102,7 +102,7 @@ class GraphBuilder:
     def _term(self, term: Term, value: str, width: int) -> str:
         if term.matrix is not None:
             weight = self.constant(term.matrix.T.astype(np.float32), "weight")
-            return self.one("MatMul", value, weight)
+            return self.shared("MatMul", value, weight)  # z * sigmoid(z) takes z twice
         if term.stop - term.start == width:
             return value
         last = self.ints(-1)
@@ -122,8 +122,8 @@ class GraphBuilder:
     def apply(self, function: str, arguments: Sequence[str], constants: Sequence[float]) -> str:
         """A function of `pointwise.FUNCTIONS`."""
         known = FUNCTIONS[function]
-        if function in OVER_ROW:
-            return self.one(known.onnx, *arguments, axis=-1)
+        if not isinstance(known.onnx, str):
+            return known.onnx(self, arguments, constants)
         if known.constant_inputs:
             numbers = [self.constant(np.array(c, np.float32), "constant") for c in constants]
             return self.one(known.onnx, *arguments, *numbers)

@@ -23,7 +23,6 @@ from export.step_model import StepModel, Writer
 from service.manifest import Ports
 
 Array = np.ndarray
-LEAST_PEAK = np.array(1e-30, np.float32)  # of a row of zeros, which must not be divided by zero
 
 
 def write_int8_graphs(model: StepModel, bounds: Bounds, ports: Ports) -> Graphs:
@@ -147,11 +146,7 @@ class _Int8Writer(Writer):
     def _product(self, g: GraphBuilder, part: _Part, value: str) -> str:
         if not part.is_int8:
             return g.one("MatMul", value, g.constant(np.ascontiguousarray(part.rows), "weight"))
-        matrix, nothing = part.rows.T.astype(np.float64), np.zeros(part.rows.shape[1])
+        matrix = part.rows.T.astype(np.float64)
         if part.peak:
-            return rowwise.int8_product(g, [value], matrix, nothing, part.peak)
-        last = g.ints(-1)
-        peak = g.shared("ReduceMax", g.shared("Abs", value), last, keepdims=1)
-        peak = g.shared("Max", peak, g.constant(LEAST_PEAK, "least"))
-        product = rowwise.int8_product(g, [g.shared("Div", value, peak)], matrix, nothing)
-        return g.one("Mul", product, peak)
+            return rowwise.int8_product(g, [value], matrix, np.zeros(len(matrix)), part.peak)
+        return rowwise.int8_product_by_row(g, value, matrix)

@@ -20,6 +20,7 @@ from export.errors import NothingQuantizedError
 from export.form import Affine, Root
 from export.graph_builder import MICROSOFT, GraphBuilder
 from export.network import Network
+from export.pointwise import FUNCTIONS
 from export.step_graph import Products, write_step_graphs
 from export.terms import Rows, Term, sizes, split
 from service.manifest import Ports
@@ -28,8 +29,10 @@ Array = np.ndarray
 H_SCALE = 1 / 127  # h in [-1, 1] <-> uint8 1..255
 ZERO_POINT = 128
 WEIGHT_LEVELS = 127
+LEAST_PEAK = np.array(1e-30, np.float32)  # of a row of zeros, which must not be divided by zero
 MAX_MEAN_SOURCES = 8  # 256 corners
 ROUNDING = 1e-12
+KEEP_BOUND = ("mul", "relu", "abs", "maximum", "minimum", "where")
 MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anything
 
 
@@ -51,22 +54,28 @@ def write_rowwise_graphs(network: Network, ports: Ports) -> tuple[onnx.ModelProt
     """The chunk graph and the step graph.
 
     Raises:
-        NothingQuantizedError: no product has a bounded source and outputs enough.
+        NothingQuantizedError: no product has outputs enough and a source that is bounded, or wide.
     """
-    chunk, step = write_step_graphs(network, ports, RowwiseProducts(network))
-    if not any(node.op_type == "MatMulIntegerToFloat" for node in step.graph.node):
-        raise NothingQuantizedError(
-            f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by "
-            "its mathematics"
-        )
-    return chunk, step
+    for by_row in (False, True):
+        chunk, step = write_step_graphs(network, ports, RowwiseProducts(network, by_row))
+        if any(node.op_type == "MatMulIntegerToFloat" for node in step.graph.node):
+            return chunk, step
+    raise NothingQuantizedError(
+        f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by its "
+        f"mathematics, or one of {MIN_INT8_OUTPUTS} values"
+    )
 
 
 class RowwiseProducts(Products):
-    """Products of bounded sources in int8, the others in float."""
+    """Products of bounded sources in int8, the others in float.
 
-    def __init__(self, network: Network) -> None:
+    With `by_row`, for a network in which none is bounded: wide sources in int8, by the greatest
+    magnitude of each row.
+    """
+
+    def __init__(self, network: Network, by_row: bool = False) -> None:
         self._bounded = bounded_sources(network)
+        self._by_row = by_row
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str]) -> str:
         width = sizes(affine)
@@ -76,10 +85,14 @@ class RowwiseProducts(Products):
     def _rows(
         self, g: GraphBuilder, rows: Rows, values: Mapping[str, str], width: Mapping[str, int]
     ) -> str:
-        inside = [t for t in rows.terms if t.matrix is not None and t.source in self._bounded]
+        products = [t for t in rows.terms if t.matrix is not None]
+        if self._by_row:
+            inside = [t for t in products if width[t.source] >= MIN_INT8_OUTPUTS]
+        else:
+            inside = [t for t in products if t.source in self._bounded]
         if rows.size < MIN_INT8_OUTPUTS or not inside:
             return g.rows(rows, values, width)
-        total = _product(g, inside, rows.bias, values)
+        total = (_product_by_row if self._by_row else _product)(g, inside, rows.bias, values)
         outside = tuple(t for t in rows.terms if t not in inside)
         if outside:
             rest = g.rows(Rows(outside, np.zeros(rows.size)), values, width)
@@ -92,6 +105,26 @@ def _product(g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mappin
     matrices = [term.matrix for term in terms if term.matrix is not None]
     sources = [values[term.source] for term in terms]
     return int8_product(g, sources, np.concatenate(matrices, axis=1), bias)
+
+
+def _product_by_row(
+    g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mapping[str, str]
+) -> str:
+    """The sum of products, each in int8 by the peak of its source's row, and the bias."""
+    total = ""
+    for term in terms:
+        if term.matrix is not None:
+            product = int8_product_by_row(g, values[term.source], term.matrix)
+            total = g.one("Add", total, product) if total else product
+    return g.one("Add", total, g.constant(bias.astype(np.float32), "bias"))
+
+
+def int8_product_by_row(g: GraphBuilder, value: str, matrix: Array) -> str:
+    """Values (.., n_in) without a bound, times a matrix (n_out, n_in), by each row's own peak."""
+    peak = g.shared("ReduceMax", g.shared("Abs", value), g.ints(-1), keepdims=1)
+    peak = g.shared("Max", peak, g.constant(LEAST_PEAK, "least"))
+    nothing = np.zeros(len(matrix))
+    return g.one("Mul", int8_product(g, [g.shared("Div", value, peak)], matrix, nothing), peak)
 
 
 def int8_product(
@@ -163,11 +196,12 @@ def _only_bounded(network: Network, port: str) -> bool:
 
 
 def _bounded_root(root: Root, bounded: set[str]) -> bool:
-    if root.fn in ("sigmoid", "tanh", "softmax", "softsign"):
+    if root.fn in FUNCTIONS and FUNCTIONS[root.fn].bounded:
         return True
     if root.fn == "clip":
         return max(abs(c) for c in root.constants) <= 1
-    return root.fn == "mul" and all(_picked(arg) <= bounded and _picked(arg) for arg in root.args)
+    args = root.args[1:] if root.fn == "where" else root.args
+    return root.fn in KEEP_BOUND and all(_picked(arg) and _picked(arg) <= bounded for arg in args)
 
 
 def _picked(affine: Affine) -> set[str]:

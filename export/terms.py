@@ -12,7 +12,7 @@ import numpy as np
 from export.form import Affine
 
 Array = np.ndarray
-MAX_GROUPS = 16  # a map more scattered than that is a matrix
+MAX_GROUPS = 16  # a map more scattered than that is a matrix; so is one with constant rows
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def split(affine: Affine) -> list[Rows]:
     looks = np.array([(affine.blocks[name] != 0).any(axis=1) for name in names], bool)
     looks = looks.reshape(len(names), affine.size).T  # (n, sources)
     starts = [0, *(np.flatnonzero((looks[1:] != looks[:-1]).any(axis=1)) + 1)]
-    if len(starts) > MAX_GROUPS:
+    constant = ~looks.any(axis=1)
+    if len(starts) > MAX_GROUPS or (constant.any() and not constant.all()):
         starts = [0]
     stops = [*starts[1:], affine.size]
     return [_rows(affine, slice(a, b)) for a, b in zip(starts, stops, strict=True)]

@@ -16,19 +16,12 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import Argument
 
+from export.decompositions import WRITTEN_OUT
 from export.errors import LoweringError
 from export.packing import packing_as_views
 from export.reference import Reference
 
 aten = torch.ops.aten
-# Operations that only abbreviate others: written out, the affine form sees through them. (torch's
-# own decomposition of lerp branches on the weight.)
-WRITTEN_OUT: dict[torch._ops.OpOverload, Callable[..., object]] = {
-    aten.lerp.Tensor: lambda start, end, weight: start + weight * (end - start),
-    aten.lerp.Scalar: lambda start, end, weight: start + weight * (end - start),
-    aten.addcmul.default: lambda to, a, b, value=1: to + value * (a * b),
-    aten.hardsigmoid.default: lambda z: torch.clamp(z / 6 + 0.5, 0, 1),
-}
 CLEARED = {
     aten.empty.memory_format: aten.zeros.default,
     aten.new_empty.default: aten.new_zeros.default,

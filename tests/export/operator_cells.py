@@ -1,4 +1,4 @@
-"""Cells that no affine form says, each a small one: what goes the general road."""
+"""Cells of many operations, each a small one: the general road must be able to take them all."""
 
 import torch
 from torch import Tensor, nn
@@ -152,3 +152,16 @@ class Picking(nn.Module):
         top = torch.gather(h, 1, order)
         new = torch.tanh(self.w(torch.cat([x, top], 1)) + self.u(h))
         return torch.where(x > 0, new, h)
+
+
+class FastWeights(nn.Module):
+    """h as a matrix, multiplied by another that is computed: rows within it meet bilinearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = nn.Linear(1 + HIDDEN, 2 * HIDDEN)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        a, o = self.z(torch.cat([x, h], dim=1)).chunk(2, 1)
+        turned = torch.bmm(torch.tanh(a).view(-1, 4, 4), h.view(-1, 4, 4)).flatten(1)
+        return torch.sigmoid(o) * torch.tanh(turned + a)

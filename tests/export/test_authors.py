@@ -29,6 +29,7 @@ EXAMPLE_SEED, FRESH_SEED = 1, 2
 ATOL = RTOL = 1e-5  # of float32, as the gate's
 FULL_GATE = ("gate-by-gate", "layer-norm", "text")  # measured over the gate's own 2,000 steps
 # Random weights lose more by rounding than trained ones: a wrong function would lose all.
+FLOAT = ("onnx-fp32", "torchscript-fp32")
 INT8 = ("onnx-int8", "onnx-int8-rowwise", "torchscript-int8")
 INT8_SHARE = 0.5  # of the standard deviation of y
 HOSTILE = 1e3  # how much greater a neighbour's input may be
@@ -82,6 +83,8 @@ class Artifacts:
         if entry.window is not None:
             options |= {"mode": "windowed", "window": entry.window}
         spread = float(np.nanstd(truth(entry, source.example)))
+        if not entry.int8:
+            options["variants"] = FLOAT
         options["tolerances"] = {variant: INT8_SHARE * spread for variant in INT8}
         with pytest.MonkeyPatch.context() as patch:
             if name not in FULL_GATE:

@@ -29,6 +29,7 @@ from tests.export.operator_cells import (
     ConvLSTM,
     Elu,
     ExponentialGates,
+    FastWeights,
     LayerNormLSTM,
     Mogrifier,
     MultiplicativeLSTM,
@@ -43,6 +44,7 @@ CALLS = {
     "ConvLSTM": "X, (h, c)=None -> Y, (h, c)",
     "SRU": "X, c=None -> Y, c",
     "Elu": "x, h -> h",
+    "FastWeights": "x, h -> h",
     "Picking": "x, h -> h",
 }
 
@@ -132,7 +134,17 @@ def check_chunks(lowered: LoweredOperators, reference: Reference, x: Tensor) -> 
 
 @pytest.mark.parametrize(
     "cell",
-    [LayerNormLSTM, ExponentialGates, Mogrifier, MultiplicativeLSTM, ConvLSTM, SRU, Elu, Picking],
+    [
+        LayerNormLSTM,
+        ExponentialGates,
+        Mogrifier,
+        MultiplicativeLSTM,
+        ConvLSTM,
+        SRU,
+        Elu,
+        Picking,
+        FastWeights,
+    ],
     ids=lambda cell: cell.__name__,
 )
 def test_a_step_of_any_operators_is_written_as_graphs(cell: type[nn.Module]) -> None:
@@ -145,9 +157,7 @@ def test_a_step_of_any_operators_is_written_as_graphs(cell: type[nn.Module]) -> 
 @pytest.mark.parametrize(
     ("cell", "variants"),
     [
-        (LayerNormLSTM, 5),
-        (ExponentialGates, 5),
-        (ConvLSTM, 2),
+        (FastWeights, 5),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

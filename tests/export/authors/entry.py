@@ -29,6 +29,7 @@ class Entry:
     refused: str | None = None  # it cannot be exported: what the message must say
     fails: str | None = None  # what stands in the way of the export now
     off_road: str | None = None  # why it takes another road now
+    int8: bool = True  # False: with random weights its int8 variants lose the way
     gain: float = 1.5  # by which weights are grown from their initial values: livelier recurrences
 
     def trained(self) -> nn.Module:

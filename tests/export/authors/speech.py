@@ -145,7 +145,6 @@ ENTRIES = {
         spectra(17),
         whole,
         roads=road("gru"),
-        off_road="its cells are not recognised: takes the general road",
     ),
     "separation": Entry(
         SeparationBlock,
@@ -165,8 +164,7 @@ ENTRIES = {
         KeywordSpotter,
         waves(1, 8, 6),
         last,
-        roads=road("gru", "general"),
-        off_road="one operation that is not affine sends the whole step the general way",
+        roads=road("gru"),
     ),
     "samples": Entry(
         SampleNet,
