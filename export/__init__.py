@@ -1,11 +1,8 @@
 """A trained module -> an artifact: adapt, lower, quantize, prove, write.
 
-Imports run left to right only (`service` stands for its artifact, pipeline and runtime):
+Imports run left to right only; each package says its own order:
 
-errors <- weights <- source, tree <- call <- binding, extras, lift, reference <- trace, begin,
-    attributes <- kept, shapes <- start, module <- probing, conventions, rows <- called <- finding
-    <- pointwise <- form <- terms, cells <- network <- polynomial <- activations <- recognise
-    <- graph_builder <- cell_graph, step_graph <- rowwise, stock, torchscript
-    <- lowered <- lowering <- variants, parity, isolation <- report, placing
+errors, reference, lowered <- weights <- source <- algebra <- calling <- streaming
+    <- graphs <- onnx_in <- finding, lowering <- parity, isolation, variants, placing <- report
     <- exporter, publish <- __main__
 """

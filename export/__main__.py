@@ -12,8 +12,8 @@ from threadpoolctl import threadpool_limits
 
 from export.errors import ExportError, SourceError
 from export.exporter import ALL_VARIANTS, Progress, export
-from export.onnx_source import SUFFIX as ONNX_SUFFIX
-from export.onnx_source import OnnxSource, load_onnx_source
+from export.onnx_in.source import SUFFIX as ONNX_SUFFIX
+from export.onnx_in.source import OnnxSource, load_onnx_source
 from export.publish import publish
 from export.report import parity_table
 from export.source import Source, load_source

@@ -21,7 +21,7 @@ from export.finding import find_reference
 from export.isolation import is_isolated
 from export.lowered import Lowered
 from export.lowering import lower_reference
-from export.onnx_source import OnnxSource
+from export.onnx_in.source import OnnxSource
 from export.parity import Gate, Measured
 from export.placing import place, staging
 from export.reference import Reference

@@ -3,12 +3,12 @@
 from torch import Tensor, nn
 
 from export.errors import CallError, SourceError
-from export.onnx_finding import find_onnx_reference
-from export.onnx_source import OnnxModel
+from export.onnx_in.finding import find_onnx_reference
+from export.onnx_in.source import OnnxModel
 from export.reference import Reference
-from export.torch_finding import find_torch_reference
-from export.window_call import find_window_call
-from export.windowed import find_windowed
+from export.streaming.torch_finding import find_torch_reference
+from export.streaming.window_call import find_window_call
+from export.streaming.windowed import find_windowed
 from service.pipeline import Alarm
 
 PROBE_WINDOW = 16  # steps that most models of windows take, whatever they were trained on

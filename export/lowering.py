@@ -9,21 +9,21 @@ from dataclasses import replace
 import onnx
 from torch import Tensor, nn
 
-from export import torchscript
-from export.cell_graph import fits_nodes, write_cell_graphs
-from export.cells import LstmCell
+from export.algebra.cells import LstmCell
+from export.algebra.form import read_form
+from export.algebra.network import Network
+from export.algebra.recognise import lower
+from export.algebra.trace import trace_step
 from export.errors import LoweringError
-from export.form import read_form
+from export.graphs import torchscript
+from export.graphs.cell_graph import fits_nodes, write_cell_graphs
+from export.graphs.operators import from_step_model, lower_operators
+from export.graphs.rowwise import bounded_sources, write_rowwise_graphs
+from export.graphs.step_graph import Products, write_step_graphs
 from export.lowered import Graphs, Lowered
-from export.network import Network
-from export.onnx_reference import OnnxReference
-from export.onnx_step import write_step
-from export.operators import from_step_model, lower_operators
-from export.recognise import lower
+from export.onnx_in.reference import OnnxReference
+from export.onnx_in.step import write_step
 from export.reference import Reference
-from export.rowwise import bounded_sources, write_rowwise_graphs
-from export.step_graph import Products, write_step_graphs
-from export.trace import trace_step
 from service.manifest import Lowering, Ports
 
 

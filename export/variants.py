@@ -5,10 +5,10 @@ from pathlib import Path
 
 import onnx
 
-from export import torchscript
 from export.errors import LoweringError, NothingQuantizedError
+from export.graphs import torchscript
+from export.graphs.stock import write_stock_int8
 from export.lowered import Lowered
-from export.stock import write_stock_int8
 from service.manifest import File, Ports, VariantName, describe_file
 
 Written = dict[VariantName, tuple[File, File | None]]  # variant -> its file, its step graph

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from export.call import parse_call
+from export.calling.call import parse_call
+from export.calling.tree import Fixed, Keyed, Listed, Named, spell
 from export.errors import CallError
-from export.tree import Fixed, Keyed, Listed, Named, spell
 
 
 def test_a_step_with_a_tuple_of_states() -> None:

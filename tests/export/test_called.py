@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.called import find_call
+from export.calling.called import find_call
 from export.errors import CallError
 from models.cells import LSTMCell
 from models.networks import CellForecaster, LSTMForecaster

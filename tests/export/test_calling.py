@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from export.attributes import Attributes
-from export.called import find_call
+from export.calling.attributes import Attributes
+from export.calling.called import find_call
 from export.errors import CallError, CarryError
 from tests.export import styles as S
 

@@ -14,14 +14,15 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export import parity, rowwise
+from export import parity
 from export.__main__ import main
 from export.errors import CausalityError, LoweringError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported, export
-from export.graph_builder import all_nodes
+from export.graphs import rowwise
+from export.graphs.graph_builder import all_nodes
+from export.graphs.stock import QUANTIZED_OPS
 from export.parity import Gate
 from export.source import Source
-from export.stock import QUANTIZED_OPS
 from models.classifier import BidirectionalClassifier
 from models.predictors import NormLSTM
 from models.zoo import sine_cell

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from export.errors import CallError, CausalityError
 from export.finding import find_reference
-from export.hidden_loop import CutModule
 from export.lowering import LoweredNetwork, lower_reference
 from export.reference import Reference
+from export.streaming.hidden_loop import CutModule
 from tests.export.hidden_spellings import (
     IDS,
     SPELLINGS,

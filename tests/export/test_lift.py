@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.called import find_call
+from export.calling.called import find_call
+from export.calling.lift import Lifted
 from export.errors import CallError
-from export.lift import Lifted
 
 X = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
 

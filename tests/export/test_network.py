@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.call import parse_call
-from export.cell_graph import fits_nodes
-from export.cells import Cell, GruCell, LstmCell
+from export.algebra.cells import Cell, GruCell, LstmCell
+from export.algebra.form import Root, read_form
+from export.algebra.network import Network
+from export.algebra.recognise import lower
+from export.algebra.trace import trace_step
+from export.calling.call import parse_call
+from export.calling.module import CalledModule
+from export.calling.shapes import Outside
 from export.errors import ExportError
 from export.finding import find_reference
-from export.form import Root, read_form
-from export.module import CalledModule
-from export.network import Network
-from export.recognise import lower
+from export.graphs.cell_graph import fits_nodes
 from export.reference import Reference, StateSpec
-from export.shapes import Outside
-from export.trace import trace_step
 from models.networks import CellForecaster, LSTMForecaster
 from tests.export import gru_spellings, lstm_spellings, spellings
 

@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx_folding import fold_constants, prefixed
-from export.onnx_source import start_session
-from export.onnx_step import at_our_opset
-from export.onnx_types import as_float32
+from export.onnx_in.folding import fold_constants, prefixed
+from export.onnx_in.source import start_session
+from export.onnx_in.step import at_our_opset
+from export.onnx_in.types import as_float32
 
 Array = np.ndarray
 X: list[str | int] = ["B", 3]

@@ -4,8 +4,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.errors import CallError
-from export.onnx_ports import Binding, BoundState, propose_bindings, read_binding
-from export.onnx_source import OnnxModel
+from export.onnx_in.ports import Binding, BoundState, propose_bindings, read_binding
+from export.onnx_in.source import OnnxModel
 
 Sides = tuple[dict[str, list[int | str]], dict[str, list[int | str]]]
 

@@ -13,12 +13,12 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export import torchscript
 from export.errors import LoweringError
 from export.exporter import export
 from export.finding import find_reference
-from export.graph_builder import all_nodes
-from export.operators import LoweredOperators, from_step_model, lower_operators
+from export.graphs import torchscript
+from export.graphs.graph_builder import all_nodes
+from export.graphs.operators import LoweredOperators, from_step_model, lower_operators
 from export.reference import Reference, State, StateSpec
 from export.source import Source
 from service.manifest import Port, Ports, StatePort
@@ -406,7 +406,7 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
         "import sys; sys.path[:0] = [sys.argv[1]]\n"
         "import torch\n"
         "from export import torchscript\n"
-        "from export.operators import lower_operators\n"
+        "from export.graphs.operators import lower_operators\n"
         "from tests.export.operator_cells import LayerNormLSTM\n"
         "from tests.export.test_operators import Path, ports_of, reference_of\n"
         "torch.manual_seed(0)\n"

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export import form, torchscript
+from export.algebra import form
+from export.algebra.form import read_form
+from export.algebra.pointwise import FUNCTIONS
+from export.algebra.recognise import lower
+from export.algebra.trace import trace_step
 from export.errors import LoweringError
 from export.exporter import export
 from export.finding import find_reference
-from export.form import read_form
-from export.graph_builder import all_nodes
+from export.graphs import torchscript
+from export.graphs.graph_builder import all_nodes
 from export.lowering import LoweredNetwork
-from export.pointwise import FUNCTIONS
-from export.recognise import lower
 from export.reference import Reference
 from export.source import Source
-from export.trace import trace_step
 from service.pipeline import Pipeline
 from tests.export.operator_cells import Elu, LayerNormLSTM
 from tests.export.test_operators import CALLS, open_graph, ports_of

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.algebra.form import read_form
+from export.algebra.recognise import lower
+from export.algebra.trace import trace_step
 from export.finding import find_reference
-from export.form import read_form
-from export.recognise import lower
-from export.rowwise import H_SCALE, ZERO_POINT, bounded_sources, quantize_columns
-from export.trace import trace_step
+from export.graphs.rowwise import H_SCALE, ZERO_POINT, bounded_sources, quantize_columns
 from models.zoo import sine_cell
 from service.artifact import Artifact
 from service.runtime import Runtime

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.step_model import read_step_model
+from export.graphs.step_model import read_step_model
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 

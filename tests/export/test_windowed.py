@@ -12,10 +12,10 @@ from export.__main__ import main
 from export.errors import CallError, CausalityError, SourceError
 from export.exporter import export
 from export.finding import find_reference
-from export.onnx_source import OnnxModel
+from export.onnx_in.source import OnnxModel
 from export.parity import Gate
 from export.source import Source
-from export.windowed import SCORES, ScoreKind, Windowed, find_windowed
+from export.streaming.windowed import SCORES, ScoreKind, Windowed, find_windowed
 from models.autoencoder import AnomalyDetector
 from models.classifier import BidirectionalClassifier
 from models.predictors import Seq2Seq, TransformerForecaster

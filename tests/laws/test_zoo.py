@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.call import parse_call
+from export.calling.call import parse_call
 from models.zoo import ZOO, Entry
 from service.artifact import Artifact, find_artifacts
 from service.layout import State
@@ -64,7 +64,8 @@ class Exported:
             if self.artifact.manifest.mode == "windowed":
                 return self._windows(module, x, steps)
             if parse_call(self.entry.call).output == "Y":
-                returned = module(x)
+                begin = getattr(module, "init_hidden", None)
+                returned = module(x, begin(1)) if begin else module(x)
                 y = returned[0] if isinstance(returned, tuple) else returned
                 return np.asarray(y[:, steps])
             return np.stack([module(x[:, : t + 1]).numpy() for t in steps], axis=1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from export.called import find_call
+from export.calling.called import find_call
 from export.errors import CallError
 from models.zoo import ZOO
 

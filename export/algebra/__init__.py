@@ -1,0 +1,8 @@
+"""What a traced step computes, whatever spells it: affine forms, functions, recurrent cells.
+
+Imports run left to right only:
+
+packing, decompositions <- pointwise, trace <- form <- terms, cells, polynomial
+    <- network, activations
+    <- recognise
+"""

@@ -1,0 +1,7 @@
+"""The files of the variants: ONNX graphs in float and int8, and TorchScript.
+
+Imports run left to right only:
+
+graph_builder <- cell_graph, scan, stock <- step_graph, step_model <- bounds, rowwise <- int8_step;
+step_program <- step_code <- torchscript; all of them <- operators
+"""

@@ -1,0 +1,225 @@
+"""The float graphs of a network whose recurrence is all cells: one LSTM or GRU node a cell.
+
+A plain RNN is written as a GRU node too, one whose z is 0 and whose r is 1 exactly: ONNX Runtime's
+RNN (1.32) gives a row other bits in a batch than alone, and other bits in a chunk than step by
+step; its LSTM and GRU do not. At hidden 32 both take some 0.6 us a step.
+
+Inside, sequences are (T, B, F), as the operator wants them. A row whose length is 0 keeps its
+state, and y past a row's length is zero.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from export.algebra.cells import (
+    HARD_SIGMOID,
+    SIGMOID,
+    TANH,
+    Activation,
+    Cell,
+    GruCell,
+    LstmCell,
+    RnnCell,
+    StateSlice,
+)
+from export.algebra.form import Root
+from export.algebra.network import Network
+from export.errors import LoweringError
+from export.graphs.graph_builder import (
+    GraphBuilder,
+    finish_states,
+    join_pieces,
+    port_infos,
+    take_slice,
+)
+from service.manifest import Port, Ports
+
+Array = np.ndarray
+LSTM_GATES = (0, 3, 1, 2)  # i, o, f, g of our i, f, g, o
+PEEPHOLES = (0, 2, 1)  # i, o, f of our i, f, o
+ACTIVATIONS = {
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "relu": "Relu",
+    "leaky_relu": "LeakyRelu",
+    "elu": "Elu",
+    "thresholded_relu": "ThresholdedRelu",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+}
+
+
+def fits_nodes(network: Network) -> bool:
+    """Whether nodes say it all: they give h of every step, but c of the last one only."""
+    of_one_step = {f"{cell.name}.c" for cell in network.cells} | set(network.states)
+    return not network.free and not network.sources & of_one_step
+
+
+def write_cell_graphs(network: Network, ports: Ports) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The chunk graph and the step graph, in float32, of the same nodes.
+
+    The step graph has no lengths to mind: half of the nodes.
+    """
+    return _chunk_graph(network, ports), _step_graph(network, ports)
+
+
+def _chunk_graph(network: Network, ports: Ports) -> onnx.ModelProto:
+    g = GraphBuilder()
+    sequence = "x"
+    if len(ports.x.shape) != 3:
+        sequence = g.one("Reshape", "x", g.ints(0, 0, network.x_size))
+    x = g.one("Transpose", sequence, perm=[1, 0, 2])
+    flat = _flat_states(g, network, ports)
+    lengths = g.one("Cast", "lengths", to=TensorProto.INT32)
+    y, new = _layers(g, network, x, flat, lengths)
+    _finish_y(g, g.one("Transpose", y, perm=[1, 0, 2]), ports.y)
+    started = g.one("Unsqueeze", g.one("Greater", "lengths", g.ints(0)), g.ints(1))  # (B, 1)
+    kept = {port: g.one("Where", started, new[port], flat[port]) for port in new}
+    finish_states(g, kept, ports)
+    return g.model(*port_infos(ports, "T"))
+
+
+def _step_graph(network: Network, ports: Ports) -> onnx.ModelProto:
+    g = GraphBuilder()
+    x = g.one("Reshape", "x", g.ints(1, -1, network.x_size))  # one step: (B, 1, I) as (1, B, I)
+    y, new = _layers(g, network, x, _flat_states(g, network, ports), "")
+    g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
+    finish_states(g, new, ports)
+    return g.model(*port_infos(ports, 1))
+
+
+def _flat_states(g: GraphBuilder, network: Network, ports: Ports) -> dict[str, str]:
+    return {
+        s.name: g.one("Reshape", s.input, g.ints(-1, network.states[s.name]), hint=f"{s.name}_flat")
+        for s in ports.states
+    }
+
+
+def _layers(
+    g: GraphBuilder, network: Network, x: str, flat: Mapping[str, str], lengths: str
+) -> tuple[str, dict[str, str]]:
+    """All nodes over x (T, B, I): y (T, B, O) and each new flat state (B, n)."""
+    values = {"x": x}
+    pieces: dict[tuple[str, int], str] = {}
+    for node in network.nodes:
+        if isinstance(node, Root):
+            if node.fn == "embedding":
+                values[node.name] = g.embedding(node, x, leading=2)
+                continue
+            arguments = [g.affine(arg, values) for arg in node.args]
+            values[node.name] = g.pointwise(node, arguments)
+            continue
+        sequence, *last = _cell(g, node, values, lengths, flat, network)
+        values[f"{node.name}.h"] = sequence
+        for place, value in zip(node.slices.values(), last, strict=True):
+            pieces[place.port, place.start] = value
+    return g.affine(network.y, values), join_pieces(g, pieces, flat)
+
+
+def _cell(
+    g: GraphBuilder,
+    cell: Cell,
+    values: Mapping[str, str],
+    lengths: str,
+    flat: Mapping[str, str],
+    network: Network,
+) -> list[str]:
+    """One node: h of every step (T, B, H), and the last h (and c) (B, H)."""
+    sources = list(cell.input.blocks)
+    if not sources:
+        raise LoweringError(f"`{cell.name}` has no input; it runs the same for every session")
+    names = [values[source] for source in sources]
+    x = names[0] if len(names) == 1 else g.one("Concat", *names, axis=2)
+    w = np.concatenate([cell.input.blocks[source] for source in sources], axis=1)
+    start = [_initial(g, s, flat, network) for s in cell.slices.values()]
+    op, matrices, peepholes, attributes = _operator(cell, w)
+    weights = [
+        g.constant(matrix[None].astype(np.float32), f"{cell.name}_{name}")
+        for name, matrix in zip("WRB", matrices, strict=True)
+    ]
+    inputs = [x, *weights, lengths, *start]
+    if peepholes is not None:
+        inputs.append(g.constant(peepholes[None].astype(np.float32), f"{cell.name}_P"))
+    outputs = 1 + len(start)
+    y, *last = g.node(op, inputs, outputs, cell.name, hidden_size=cell.hidden_size, **attributes)
+    return [g.one("Squeeze", y, g.ints(1)), *(g.one("Squeeze", v, g.ints(0)) for v in last)]
+
+
+def _operator(
+    cell: Cell, w: Array
+) -> tuple[str, tuple[Array, Array, Array], Array | None, dict[str, object]]:
+    """Which operator computes a cell of input matrix w: its W, R, B, its P, its attributes."""
+    size, bias = cell.hidden_size, cell.input.bias
+    inner = np.zeros_like(bias)
+    if isinstance(cell, LstmCell):
+        peepholes = None if cell.peepholes is None else cell.peepholes[[*PEEPHOLES]].ravel()
+        w, r, bias = (_gates(rows, LSTM_GATES) for rows in (w, cell.recurrent, bias))
+        attributes = _activations(cell.activations, (SIGMOID, TANH, TANH))
+        return "LSTM", (w, r, np.concatenate([bias, inner])), peepholes, attributes
+    if isinstance(cell, GruCell):
+        attributes = _activations(cell.activations, (SIGMOID, TANH))
+        attributes["linear_before_reset"] = int(cell.reset_bias is not None)
+        if cell.reset_bias is not None:
+            inner[2 * size :] = cell.reset_bias
+        return "GRU", (w, cell.recurrent, np.concatenate([bias, inner])), None, attributes
+    if isinstance(cell, RnnCell):
+        nothing = np.zeros((2 * size, w.shape[1])), np.zeros((2 * size, size))
+        w, r = (np.concatenate(pair) for pair in zip(nothing, (w, cell.recurrent), strict=True))
+        b = np.concatenate([np.zeros(size), np.ones(size), bias, np.zeros(3 * size)])
+        attributes = _activations((HARD_SIGMOID, cell.activation), (SIGMOID, TANH))
+        return "GRU", (w, r, b), None, attributes
+    raise LoweringError(f"no operator computes {cell.road}")
+
+
+def _activations(
+    activations: tuple[Activation, ...], default: tuple[Activation, ...]
+) -> dict[str, object]:
+    """The operator's attributes for activations that are not its own."""
+    if activations == default:
+        return {}
+    names: list[str] = []
+    numbers: dict[str, list[float]] = {"activation_alpha": [], "activation_beta": []}
+    for activation in activations:
+        name, alpha_beta = _onnx_activation(activation)
+        names.append(name)
+        for values, value in zip(numbers.values(), alpha_beta, strict=False):
+            values.append(value)
+    return {"activations": names, **{key: values for key, values in numbers.items() if values}}
+
+
+def _onnx_activation(activation: Activation) -> tuple[str, tuple[float, ...]]:
+    """ONNX's name of it, and its alpha and beta, in this order, where it takes them."""
+    if activation == HARD_SIGMOID:
+        return "HardSigmoid", (1.0, 0.0)
+    if activation.function == "linear":
+        return "Affine", (activation.scale, 0.0)
+    if activation.function == "tanh" and activation.scale != 1:
+        return "ScaledTanh", (activation.scale, 1.0)
+    if activation.function not in ACTIVATIONS or activation.scale != 1:
+        raise LoweringError(f"no recurrent operator takes the activation {activation}")
+    return ACTIVATIONS[activation.function], activation.constants
+
+
+def _gates(rows: Array, order: tuple[int, ...]) -> Array:
+    gates = np.split(rows, len(order))
+    return np.concatenate([gates[k] for k in order])
+
+
+def _initial(g: GraphBuilder, s: StateSlice, flat: Mapping[str, str], network: Network) -> str:
+    return g.one("Unsqueeze", take_slice(g, s, flat[s.port], network.states[s.port]), g.ints(0))
+
+
+def _finish_y(g: GraphBuilder, y: str, port: Port) -> None:
+    """Zero y past each row's length, and give it the port's shape."""
+    steps = g.one("Squeeze", g.one("Shape", "x", start=1, end=2), g.ints(0))
+    zero, one = (g.constant(np.array(n, np.int64), "int") for n in (0, 1))
+    times = g.one("Unsqueeze", g.one("Range", zero, steps, one), g.ints(0))  # (1, T)
+    live = g.one("Less", times, g.one("Unsqueeze", "lengths", g.ints(1)))  # (B, T)
+    nothing = g.constant(np.zeros((), np.float32), "zero")
+    y = g.one("Where", g.one("Unsqueeze", live, g.ints(2)), y, nothing)
+    if len(port.shape) != 3:
+        y = g.one("Reshape", y, g.ints(0, 0, *(int(d) for d in port.shape[2:])))
+    g.name(y, "y")

@@ -1,0 +1,121 @@
+"""A network as plain operators, on flat values: one step, written as it is and as a Scan.
+
+Which of the products are int8 is the `Products` object's choice (see `rowwise`); here all is
+float32 if it says nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from export.algebra.cells import Arithmetic, Cell
+from export.algebra.form import Affine, Root
+from export.algebra.network import Network
+from export.graphs.graph_builder import GraphBuilder, join_pieces, take_slice
+from export.graphs.scan import Shape, Step, write_graphs
+from export.lowered import Graphs
+from service.manifest import Ports
+
+Array = np.ndarray
+
+
+class Products:
+    """How affine maps are computed: in float32."""
+
+    def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str]) -> str:
+        """The affine map of flat values (B, n)."""
+        return g.affine(affine, values)
+
+
+def write_step_graphs(network: Network, ports: Ports, products: Products) -> Graphs:
+    """The chunk graph and the step graph."""
+    return write_graphs(_NetworkStep(network, products), ports)
+
+
+class _NetworkStep(Step):
+    """One step on flat values: x (B, I), each state (B, n) -> y (B, O), each new state."""
+
+    def __init__(self, network: Network, products: Products) -> None:
+        self._network = network
+        self._products = products
+
+    @property
+    def x_shape(self) -> Shape:
+        return (self._network.x_size,)
+
+    @property
+    def y_shape(self) -> Shape:
+        return (self._network.y.size,)
+
+    @property
+    def state_shapes(self) -> dict[str, Shape]:
+        return {port: (size,) for port, size in self._network.states.items()}
+
+    def write(
+        self, g: GraphBuilder, x: str, states: Mapping[str, str]
+    ) -> tuple[str, dict[str, str]]:
+        return _Body(g, self._network, self._products).write(x, states)
+
+
+class _Body:
+    """The nodes of one step, as they are appended to one graph."""
+
+    def __init__(self, g: GraphBuilder, network: Network, products: Products) -> None:
+        self._g = g
+        self._network = network
+        self._products = products
+
+    def write(self, x: str, states: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        values = {"x": x, **states}
+        pieces: dict[tuple[str, int], str] = {}
+        for node in self._network.nodes:
+            if isinstance(node, Root) and node.fn == "embedding":
+                values[node.name] = self._g.embedding(node, x, leading=1)
+                continue
+            if isinstance(node, Root):
+                arguments = [self._affine(arg, values) for arg in node.args]
+                values[node.name] = self._g.pointwise(node, arguments)
+                continue
+            sizes = self._network.states
+            old = {
+                k: take_slice(self._g, place, states[place.port], sizes[place.port])
+                for k, place in node.slices.items()
+            }
+            arithmetic = _Operators(self._g, self._products, values)
+            for k, value in node.step(arithmetic, old).items():
+                values[f"{node.name}.{k}"] = value
+                pieces[node.slices[k].port, node.slices[k].start] = value
+        free = self._network.free
+        new = join_pieces(self._g, pieces, [port for port in states if port not in free])
+        new |= {port: self._affine(affine, values) for port, affine in free.items()}
+        return self._affine(self._network.y, values), new
+
+    def _affine(self, affine: Affine, values: Mapping[str, str]) -> str:
+        return self._products.affine(self._g, affine, values)
+
+
+class _Operators(Arithmetic[str]):
+    """A cell's equations as ONNX operators; values are their names."""
+
+    def __init__(self, g: GraphBuilder, products: Products, values: Mapping[str, str]) -> None:
+        self._g = g
+        self._products = products
+        self._values = values
+
+    def affine(self, cell: Cell, part: str, own: Mapping[str, str]) -> str:
+        return self._products.affine(self._g, cell.parts[part], {**self._values, **own})
+
+    def split(self, value: str, sizes: Sequence[int]) -> Sequence[str]:
+        return self._g.node("Split", [value, self._g.ints(*sizes)], outputs=len(sizes), axis=1)
+
+    def apply(self, function: str, *arguments: str, constants: Sequence[float] = ()) -> str:
+        return self._g.apply(function, arguments, constants)
+
+    def add(self, a: str, b: str) -> str:
+        return self._g.one("Add", a, b)
+
+    def subtract(self, a: str, b: str) -> str:
+        return self._g.one("Sub", a, b)
+
+    def weigh(self, value: str, weights: Array) -> str:
+        return self._g.one("Mul", value, self._g.constant(weights.astype(np.float32), "weights"))

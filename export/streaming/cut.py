@@ -1,0 +1,221 @@
+"""States of loops written by hand, lifted out of `forward(X) -> Y`: the graph cut between steps.
+
+The module is traced over a few steps (`unrolled`), and what goes on from one step to the next is
+found there (`boundary`, `pooling`). The step itself is the trace over one step alone: in it, what
+the first step starts from (zeros or parameters, made inside forward) becomes an input, and what
+goes on becomes an output. Where the first step takes its start is found by following the operations
+of the second step and of the first side by side: where the second takes the state.
+
+Nothing of this is believed: the step is held against the module by itself before it counts.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from export.errors import CallError, CausalityError
+from export.reference import StateSpec
+from export.streaming.boundary import Boundary, find_edges
+from export.streaming.pooling import WINDOWED, Pool, Pooling, find_poolings
+from export.streaming.single_step import Carried, SingleStep
+from export.streaming.unrolled import Unrolled, walk
+
+STEPS = 4  # two boundaries whose steps on both sides are neither the first nor the last
+Place = tuple[fx.Node, int]  # a user, and which of its leaves
+
+
+class Cut:
+    """`graph(x (B, 1, ...), *states) -> (y, *states')` of a module that hides its states."""
+
+    def __init__(self, module: nn.Module, x: Tensor, time_axis: int, gives_all: bool) -> None:
+        """Cut it.
+
+        Args:
+            module: in eval mode; X is its only argument. Not changed.
+            x: (N, T, ...), an example.
+            time_axis: of X as the module takes it.
+            gives_all: it gives an output for every step, not for the last alone.
+        Raises:
+            CallError: it has no state of a fixed size, or its start was not found.
+            CausalityError: it looks ahead, or over the sequence as a whole.
+        """
+        unrolled = Unrolled(module, x, STEPS, time_axis)
+        with torch.no_grad():
+            edges = find_edges(unrolled)
+            poolings = find_poolings(unrolled, edges)
+            if gives_all:
+                _refuse_looking_ahead(unrolled, poolings)
+            pooled = {node for pooling in poolings for node in pooling.nodes}
+            boundaries = [Boundary(unrolled, edges, t, pooled) for t in range(2)]
+            single = Unrolled(module, x, 1, time_axis, unrolled.batch)
+            single.x = unrolled.x[:, :1]
+            carried = _Match(unrolled, single, boundaries).carried()
+            pools: list[Pool] = []
+            for pooling in poolings:
+                pools.append(pooling.place(unrolled, single, [p.node for p in pools]))
+        if not carried and not pools:
+            raise CallError("nothing goes on from one step to the next: it has no state")
+        named = _named(carried)
+        self.specs = [StateSpec(name, state.shape) for name, state in named.items()]
+        self.starts = {name: s.start.reshape(s.shape) for name, s in named.items()}
+        parts = [(pool, self._add_parts(pool)) for pool in pools]
+        self.graph = SingleStep(single, named, parts).write()
+
+    def _add_parts(self, pool: Pool) -> list[str]:
+        names = []
+        for part in pool.parts:
+            candidates = (part.name, *(f"{part.name}{i}" for i in range(2, 1 << 20)))
+            name = next(n for n in candidates if n not in self.starts)
+            self.specs.append(StateSpec(name, (part.size,)))
+            self.starts[name] = torch.full((part.size,), part.start)
+            names.append(name)
+        return names
+
+
+def _refuse_looking_ahead(unrolled: Unrolled, poolings: Sequence[Pooling]) -> None:
+    rows = unrolled.layouts.get(unrolled.output)
+    if rows is None or rows.rest[0] != unrolled.steps:
+        raise CallError("its output has no axis of steps where X has it")
+    times = unrolled.times[unrolled.output][0].reshape(unrolled.steps, -1)
+    ahead = [t for t in range(unrolled.steps) if times[t].max() > t]
+    if not ahead:
+        return
+    culprit = f"{unrolled.describe(poolings[0].operation)}" if poolings else "it"
+    raise CausalityError(
+        f"y of step {ahead[0]} depends on x of step {int(times[ahead[0]].max())}: "
+        f"{culprit} looks ahead{WINDOWED}"
+    )
+
+
+class _Match:
+    """The states at the first boundary, their starts, and both in the graph of one step."""
+
+    def __init__(
+        self, unrolled: Unrolled, single: Unrolled, boundaries: Sequence[Boundary]
+    ) -> None:
+        self._unrolled, self._single = unrolled, single
+        self._states = self._first_states(*boundaries)
+        self._aliases = {a: s for s in self._states for a in unrolled.same(s, 0)}
+        self._starts = self._find_starts(boundaries[1])
+
+    def _first_states(self, first: Boundary, second: Boundary) -> dict[fx.Node, fx.Node]:
+        """The state after the first step -> the same after the second."""
+        if len(first.crossing) != len(second.crossing):
+            raise CallError(
+                f"{len(first.crossing)} values go on from its first step and "
+                f"{len(second.crossing)} from its second: it is no recurrence of one form"
+            )
+        pairs = [
+            (b.source, a.source)
+            for a, b in zip(first.crossing, second.crossing, strict=True)
+            if a.user.target == b.user.target
+        ]
+        started: set[fx.Node] = set()  # what the second step takes where the first has a constant
+
+        def note(a: fx.Node, b: fx.Node, user: fx.Node, leaf: int) -> bool:
+            if self._unrolled.classes(a) == {0} and not self._unrolled.classes(b):
+                started.add(a)
+            return False
+
+        earlier = dict(walk(pairs, note))
+        later = second.state([a for a, b in earlier.items() if b in started])
+        if not set(later) <= earlier.keys():
+            raise CallError("its first step and its second are made of different operations")
+        return {earlier[node]: node for node in later}
+
+    def _find_starts(self, second: Boundary) -> dict[Place, tuple[fx.Node, fx.Node]]:
+        """Where the first step takes a start -> what it is, and the state of the second there."""
+        found: dict[Place, tuple[fx.Node, fx.Node]] = {}
+
+        def stop(a: fx.Node, b: fx.Node, user: fx.Node, leaf: int) -> bool:
+            if a in self._aliases:
+                found[user, leaf] = b, a
+            return a in self._aliases
+
+        for _ in walk([(b, a) for a, b in self._states.items()], stop):
+            continue
+        return found
+
+    def carried(self) -> list[Carried]:
+        """The states in the graph of one step, in the order of computation."""
+        nodes: dict[fx.Node, fx.Node] = {}
+        for state in self._states:
+            alike = self._single.alike(self._unrolled.rows(state))
+            if not alike:
+                raise CallError(
+                    "a state is made only after the step's output, so that one step alone does "
+                    "not show it; export the step alone (`x, state -> y, state`)"
+                )
+            # f * c + i * g is i * g where c starts from zero: the way to the value tells which.
+            nodes[state] = max(alike, key=lambda n: sum(1 for _ in walk([(state, n)])))
+        places = self._places(nodes)
+        return [self._carried(state, nodes[state], places[state]) for state in self._states]
+
+    def _places(self, nodes: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, dict[Place, fx.Node]]:
+        """For each state, where the graph of one step takes its start -> the state used so."""
+        places: dict[fx.Node, dict[Place, fx.Node]] = {state: {} for state in nodes}
+        twins = {node: state for state, node in nodes.items()}
+
+        def stop(a: fx.Node, b: fx.Node, user: fx.Node, leaf: int) -> bool:
+            start = self._starts.get((twins[user], leaf))
+            if start and start[0] is a:
+                places[self._aliases[start[1]]][user, leaf] = start[1]
+            return bool(start and start[0] is a)
+
+        for a, b in walk(list(nodes.items()), stop):
+            twins[b] = a
+        return places
+
+    def _carried(self, state: fx.Node, node: fx.Node, places: Mapping[Place, fx.Node]) -> Carried:
+        starts = [start for start, alias in self._starts.values() if self._aliases[alias] is state]
+        if not starts or not places:
+            raise CallError("what a state starts from was not found in the first step")
+        rows = self._single.layouts[node]
+        values = [self._start(start, int(np.prod(rows.rest))) for start in starts]
+        if any(not torch.equal(values[0], value) for value in values):
+            raise CallError("a state starts from several values in the first step")
+        injections = {place: self._unrolled.layouts[alias] for place, alias in places.items()}
+        return Carried(node, rows, values[0].float(), injections)
+
+    def _start(self, node: fx.Node, size: int) -> Tensor:
+        """A row of what a state starts from."""
+        if self._unrolled.classes(node):
+            raise CallError("a state starts from a value that is made of the first input")
+        rows, value = self._unrolled.rows(node), self._unrolled.values[node]
+        if rows is not None and rows.shape[1] == size:
+            if (rows != rows[:1]).any():
+                raise CallError("a state starts from another value in each row, a random one")
+            return torch.from_numpy(rows[0])
+        if not isinstance(value, Tensor) or size % value.numel():
+            raise CallError("a state starts from a value of another size")
+        return value.reshape(-1).repeat(size // value.numel())
+
+
+def _named(carried: Sequence[Carried]) -> dict[str, Carried]:
+    """h and its c where h is made of c in the same step, else h; several are numbered."""
+    groups: list[list[Carried]] = []  # (h, c) or (h,), in the order of h
+    left = list(carried)
+    while left:
+        h = left.pop()
+        made_of = _made_of(h.node)
+        c = [s for s in left if s.node in made_of and s.shape == h.shape]
+        if len(c) == 1:
+            left.remove(c[0])
+        groups.insert(0, [h, *c] if len(c) == 1 else [h])
+    numbers = [""] if len(groups) == 1 else [str(i + 1) for i in range(len(groups))]
+    return {
+        letter + number: state
+        for number, group in zip(numbers, groups, strict=True)
+        for letter, state in zip("hc", group, strict=False)
+    }
+
+
+def _made_of(node: fx.Node) -> set[fx.Node]:
+    """What a value is made of, a few operations before."""
+    found, front = set[fx.Node](), {node}
+    for _ in range(3):
+        front = {n for user in front for n in user.all_input_nodes}
+        found |= front
+    return found
