@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from export import parity
 from export.__main__ import main
-from export.errors import CausalityError, LoweringError, ParityError, SourceError
+from export.errors import CallError, CausalityError, LoweringError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported, export
 from export.graphs import rowwise
 from export.graphs.graph_builder import all_nodes
@@ -406,8 +406,8 @@ def test_a_module_that_hides_its_state_is_exported(
         np.testing.assert_allclose(y[:, t - 1], wanted, atol=1e-5)
 
 
-def test_a_module_that_keeps_state_on_itself_is_refused(tmp_path: Path) -> None:
-    """Hidden state that is not returned makes chunks differ from the whole."""
+def test_a_module_that_counts_its_calls_is_refused(tmp_path: Path) -> None:
+    """One number for all rows is nobody's state: what it is called is said, and its shape."""
 
     class Hiding(nn.Module):
         def __init__(self) -> None:
@@ -420,7 +420,7 @@ def test_a_module_that_keeps_state_on_itself_is_refused(tmp_path: Path) -> None:
             y, state = self.inner(x, state)
             return y + self.seen, state
 
-    with pytest.raises(CausalityError, match="keeps state that it does not return"):
+    with pytest.raises(CallError, match=r"state `seen` has shape \(\) for a batch of 2"):
         export(source(Hiding()), "small", tmp_path)
 
 
