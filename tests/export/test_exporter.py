@@ -378,21 +378,21 @@ def test_a_module_that_looks_ahead_is_refused(module: nn.Module, said: str, tmp_
 @pytest.mark.parametrize(
     ("module", "road"),
     [
-        (NormLSTM(1, 24, 1), "lstm"),
+        (lambda: NormLSTM(1, 24, 1), "lstm"),
         (
-            nn.Sequential(Last(nn.GRU(1, 24, batch_first=True)), nn.Softmax(1)),
+            lambda: nn.Sequential(Last(nn.GRU(1, 24, batch_first=True)), nn.Softmax(1)),
             "gru (reset after the product)",
         ),
-        (Attention(), "general"),
+        (Attention, "general"),
     ],
     ids=["batch norm", "gru with softmax", "attention"],
 )
 def test_a_module_that_hides_its_state_is_exported(
-    module: nn.Module, road: str, tmp_path: Path
+    module: Callable[[], nn.Module], road: str, tmp_path: Path
 ) -> None:
     """`forward(x) -> y` of the last step: its states become ports, and all variants are proven."""
     torch.manual_seed(0)
-    plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline(x=SCALING))
+    plain = Source("x:y", module().eval(), "0" * 64, example(), Pipeline(x=SCALING))
     artifact = export(plain, "small", tmp_path).artifact
     manifest = artifact.manifest
     assert tuple(manifest.variants) == ALL_VARIANTS
