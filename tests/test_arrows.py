@@ -206,7 +206,7 @@ def test_a_wrong_arrow_is_found(module: str, statement: str) -> None:
         ("service.engine", "from service.batcher import Batcher\nimport asyncio"),
         ("service.api", "import bentoml"),
         ("export.exporter", "from service.artifact import Artifact\nimport torch"),
-        ("export.graphs.rowwise", "from export.algebra.form import Affine"),
+        ("export.graphs.rowwise", "from export.algebra.affine import Affine"),
         ("export.graphs.rowwise", "from export.graphs.graph_builder import GraphBuilder"),
         (
             "service.torchscript_backend",

@@ -2,7 +2,6 @@
 
 Imports run left to right only:
 
-packing, decompositions <- pointwise, trace <- form <- terms, cells, polynomial
-    <- network, activations
-    <- recognise
+affine, packing, decompositions <- pointwise, trace <- form, terms, cells <- polynomial, network
+    <- activations <- matching <- recognise
 """

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from export.algebra.affine import SAME, Affine, equal, rows_of, scaled
 from export.algebra.cells import HARD_SIGMOID, SIGMOID, Activation
-from export.algebra.form import Affine, Form, Root
-from export.algebra.polynomial import SAME, Pick, Polynomial, Unit, atoms, quotient
+from export.algebra.form import Form, Root
+from export.algebra.polynomial import Pick, Polynomial, Unit, atoms, quotient
 
 Array = np.ndarray
 TAKEN = {  # by ONNX's recurrent operators; the hard sigmoid aside
@@ -147,23 +148,6 @@ class Activations:
         if root.fn != function or not np.allclose(matrix, picked, rtol=0, atol=SAME):
             return None
         return rows_of(root.args[0], index)
-
-
-def rows_of(affine: Affine, rows: Array) -> Affine:
-    return Affine(
-        {s: m[rows] for s, m in affine.blocks.items() if m[rows].any()}, affine.bias[rows]
-    )
-
-
-def scaled(affine: Affine, factor: float) -> Affine:
-    return Affine({s: factor * m for s, m in affine.blocks.items()}, factor * affine.bias)
-
-
-def equal(a: Affine, b: Affine) -> bool:
-    return set(a.blocks) == set(b.blocks) and all(
-        np.allclose(x, y, rtol=0, atol=SAME)
-        for x, y in [(a.bias, b.bias), *((a.blocks[s], b.blocks[s]) for s in a.blocks)]
-    )
 
 
 def _near(a: float, b: float) -> bool:

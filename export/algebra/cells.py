@@ -16,8 +16,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from export.algebra.form import Affine
-from export.algebra.pointwise import FUNCTIONS
+from export.algebra.affine import Affine
 
 Array = np.ndarray
 Value = TypeVar("Value")
@@ -201,7 +200,7 @@ class LstmCell(Cell):
     @cached_property
     def parts(self) -> dict[str, Affine]:
         i, f, g, o = np.split(np.arange(4 * self.hidden_size), 4)
-        return {"gates": _take(self._looking(slice(None)), np.concatenate([i, f, o, g]))}
+        return {"gates": _rows(self._looking(slice(None)), np.concatenate([i, f, o, g]))}
 
     def step(self, a: Arithmetic[Value], old: Mapping[str, Value]) -> dict[str, Value]:
         size, c = self.hidden_size, old["c"]
@@ -310,34 +309,5 @@ class RnnCell(Cell):
         return {"h": a.activate(self.activation, z)}
 
 
-class Float64(Arithmetic[Array]):
-    """numpy's, as the proof computes."""
-
-    def __init__(self, values: Mapping[str, Array]) -> None:
-        self._values = values
-
-    def affine(self, cell: Cell, part: str, own: Mapping[str, Array]) -> Array:
-        return cell.parts[part]({**self._values, **own})
-
-    def split(self, value: Array, sizes: Sequence[int]) -> Sequence[Array]:
-        return np.split(value, np.cumsum(sizes)[:-1], axis=1)
-
-    def apply(self, function: str, *arguments: Array, constants: Sequence[float] = ()) -> Array:
-        return np.asarray(FUNCTIONS[function].numpy(*arguments, *constants))
-
-    def add(self, a: Array, b: Array) -> Array:
-        return np.asarray(a + b)
-
-    def subtract(self, a: Array, b: Array) -> Array:
-        return np.asarray(a - b)
-
-    def weigh(self, value: Array, weights: Array) -> Array:
-        return np.asarray(value * weights)
-
-
-def _rows(affine: Affine, rows: slice) -> Affine:
+def _rows(affine: Affine, rows: slice | Array) -> Affine:
     return Affine({s: m[rows] for s, m in affine.blocks.items()}, affine.bias[rows])
-
-
-def _take(affine: Affine, order: Array) -> Affine:
-    return Affine({s: m[order] for s, m in affine.blocks.items()}, affine.bias[order])

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from export.algebra.affine import Affine
 from export.algebra.pointwise import FUNCTIONS, OVER_AXIS, function_of, groups
 from export.algebra.trace import Trace, is_integer, shape_of
 from export.errors import LoweringError
@@ -44,33 +45,6 @@ BILINEAR = {
 }  # fmt: skip
 MAX_ELEMENTS = 10**8  # float64 of all matrices of a form: 0.8 GB
 CHECK_TOLERANCE = 1e-10  # relative to the largest value, in float64
-
-
-@dataclass(frozen=True)
-class Affine:
-    """value (B, n) = sum over roots of root @ matrix.T, plus bias."""
-
-    blocks: Mapping[str, Array]  # root -> (n, root size) float64, none of them all zero
-    bias: Array  # (n,) float64
-
-    @property
-    def size(self) -> int:
-        return len(self.bias)
-
-    def __call__(self, roots: Mapping[str, Array]) -> Array:
-        batch = len(next(iter(roots.values())))
-        value = np.tile(self.bias, (batch, 1))
-        for name, matrix in self.blocks.items():
-            value = value + _product(roots[name], matrix)
-        return value
-
-
-def _product(rows: Array, matrix: Array) -> Array:
-    """rows @ matrix.T, in which an infinite value is not seen through a zero, as in a slice."""
-    if np.isfinite(rows).all():
-        return np.asarray(rows @ matrix.T)
-    with np.errstate(invalid="ignore"):
-        return np.stack([np.where(matrix != 0, matrix * row, 0).sum(axis=1) for row in rows])
 
 
 @dataclass(frozen=True)

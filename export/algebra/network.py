@@ -8,14 +8,15 @@ Rules
   random and on extreme inputs, over many carried steps (`prove`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from export.algebra.cells import Cell, Float64
-from export.algebra.form import Affine, Root
+from export.algebra.affine import Affine
+from export.algebra.cells import Arithmetic, Cell
+from export.algebra.form import Root
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.trace import Trace, shape_of
 from export.errors import LoweringError
@@ -68,7 +69,7 @@ class Network:
                 values[node.name] = _apply(node, [arg(values) for arg in node.args], x)
                 continue
             old = {k: state[s.port][:, s.start : s.stop] for k, s in node.slices.items()}
-            for k, value in node.step(Float64(values), old).items():
+            for k, value in node.step(_Float64(values), old).items():
                 values[f"{node.name}.{k}"] = value
                 place = node.slices[k]
                 new[place.port][:, place.start : place.stop] = value
@@ -140,3 +141,28 @@ def _greatest_error(ours: Array, theirs: Array) -> float:
     with np.errstate(invalid="ignore"):
         error = np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))
     return float(np.where(ours == theirs, 0, error).max(initial=0))
+
+
+class _Float64(Arithmetic[Array]):
+    """numpy's, as the proof computes."""
+
+    def __init__(self, values: Mapping[str, Array]) -> None:
+        self._values = values
+
+    def affine(self, cell: Cell, part: str, own: Mapping[str, Array]) -> Array:
+        return cell.parts[part]({**self._values, **own})
+
+    def split(self, value: Array, sizes: Sequence[int]) -> Sequence[Array]:
+        return np.split(value, np.cumsum(sizes)[:-1], axis=1)
+
+    def apply(self, function: str, *arguments: Array, constants: Sequence[float] = ()) -> Array:
+        return np.asarray(FUNCTIONS[function].numpy(*arguments, *constants))
+
+    def add(self, a: Array, b: Array) -> Array:
+        return np.asarray(a + b)
+
+    def subtract(self, a: Array, b: Array) -> Array:
+        return np.asarray(a - b)
+
+    def weigh(self, value: Array, weights: Array) -> Array:
+        return np.asarray(value * weights)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.algebra.form import Affine, Form
+from export.algebra.affine import SAME, Affine
+from export.algebra.form import Form
 
 Array = np.ndarray
-SAME = 1e-12  # coefficients were read off in float64
 MAX_TERMS = 12  # a cell's h' has 6 at most
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.algebra.form import Affine
+from export.algebra.affine import Affine
 
 Array = np.ndarray
 MAX_GROUPS = 16  # a map more scattered than that is a matrix; so is one with constant rows

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.algebra.affine import Affine
 from export.algebra.cells import StateSlice
-from export.algebra.form import Affine, Root
+from export.algebra.form import Root
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import LoweringError

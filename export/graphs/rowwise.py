@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
+from export.algebra.affine import Affine
 from export.algebra.cells import Cell
-from export.algebra.form import Affine, Root
+from export.algebra.form import Root
 from export.algebra.network import Network
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, Term, sizes, split

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from export.algebra.affine import Affine
 from export.algebra.cells import Arithmetic, Cell
-from export.algebra.form import Affine, Root
+from export.algebra.form import Root
 from export.algebra.network import Network
 from export.graphs.graph_builder import GraphBuilder, join_pieces, take_slice
 from export.graphs.scan import Shape, Step, write_graphs

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.algebra.affine import Affine
 from export.algebra.cells import Arithmetic, Cell, GruCell, LstmCell, StateSlice
-from export.algebra.form import Affine, Root
+from export.algebra.form import Root
 from export.algebra.network import Network
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, split
