@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 
 from export.errors import LoweringError, NothingQuantizedError
-from export.graphs import torchscript
+from export.graphs import archive, torchscript
 from export.graphs.stock import write_stock_int8
 from export.lowered import Lowered
 from service.manifest import File, Ports, VariantName, describe_file
@@ -42,7 +42,7 @@ def write_variants(
                     continue
                 if variant == "torchscript-int8":
                     module = torchscript.quantize(module)
-                torchscript.save(torchscript.script(module, ports), target)
+                archive.save(torchscript.script(module, ports), target)
         except NothingQuantizedError as error:
             left_out[variant] = str(error)
             continue

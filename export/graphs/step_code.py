@@ -63,7 +63,7 @@ class _Scripted(torch.jit.ScriptModule):
         super().__init__()
         for name, child in step.named_children():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # see torchscript.py
+                warnings.simplefilter("ignore", DeprecationWarning)  # see `torchscript`
                 setattr(self, name, torch.jit.script(child))
         for name, buffer in step.named_buffers(recurse=False):
             self.register_buffer(name, buffer)

@@ -1,19 +1,18 @@
 """TorchScript variants: everything that depends on torch.jit and torch.ao.quantization.
 
-Both are on their way out (deprecated in torch 2.13), so they stand behind this one module: a torch
-without them costs two variants, not the product.
+Both are on their way out (deprecated in torch 2.13), so they stand behind this one module (and
+`archive`, `step_code`): a torch without them costs two variants, not the product.
+
+The names of these classes and of their module stand in the archives: renamed, they give other
+bytes, and so other versions of the same models.
 
 The network is built again from `nn.LSTM`, `nn.GRU` and `nn.Linear`, because `quantize_dynamic`
 replaces these and nothing else: a cell written by hand it leaves as it is, silently.
 """
 
-import io
-import re
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,13 +28,11 @@ from export.algebra.terms import Rows, split
 from export.errors import LoweringError, NothingQuantizedError
 from export.graphs.cell_graph import fits_nodes
 from export.graphs.step_code import StepCode
+from export.graphs.torch_layers import linear, recurrent_layer
 from service.manifest import Ports
 
 TRACE_BATCH, TRACE_STEPS = 2, 3
 QUANTIZED = (nn.LSTM, nn.GRU, nn.Linear)
-MANGLED = re.compile(rb"___torch_mangle_\d+")
-CONSTANTS = re.compile(rb"(?m)(?:^  \w+ : Final\[.*\n)+")  # torch writes a set of them
-SERIALIZATION_ID = ".data/serialization_id"  # a hash over the records, those left out too
 
 
 class Layers(nn.Module):
@@ -52,7 +49,7 @@ class Layers(nn.Module):
             matrices = [term.matrix for term in rows.terms if term.matrix is not None]
             key = f"{name}_{k}" if matrices else ""
             if matrices:
-                self.linears[key] = _linear(np.concatenate(matrices, axis=1), rows.bias)
+                self.linears[key] = linear(np.concatenate(matrices, axis=1), rows.bias)
             elif rows.bias.any() or not rows.terms:
                 self.register_buffer(f"{name}_{k}", torch.tensor(rows.bias, dtype=torch.float32))
             self._parts[name].append((rows, key))
@@ -102,7 +99,7 @@ class LoweredSequence(nn.Module):
         self.cells = nn.ModuleDict()
         for node in network.nodes:
             if isinstance(node, Cell):
-                self.cells[node.name] = _layer(node)
+                self.cells[node.name] = recurrent_layer(node)
             else:
                 self.layers.add_table(node)
                 for k, arg in enumerate(node.args):
@@ -275,38 +272,6 @@ def quantize(module: nn.Module) -> nn.Module:
     return quantized
 
 
-def save(scripted: torch.jit.ScriptModule, path: Path) -> None:
-    """Write the module so that the same module gives the same bytes, in any process and folder.
-
-    Left out are the source locations that torch adds: they hold this machine's paths and the
-    caller's stack, and serve tracebacks only. The numbers that tell classes of one name apart
-    count what the process has scripted before; here they count from 0.
-    """
-    buffer = io.BytesIO()
-    with _quiet():
-        torch.jit.save(scripted, buffer)
-    numbers: dict[bytes, bytes] = {}
-
-    def renumber(match: re.Match[bytes]) -> bytes:
-        return numbers.setdefault(match[0], b"___torch_mangle_%d" % len(numbers))
-
-    with zipfile.ZipFile(buffer) as full, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
-        for name in full.namelist():
-            _, _, inner = name.partition("/")
-            if inner.endswith(".debug_pkl") or inner == SERIALIZATION_ID:
-                continue
-            content = full.read(name)
-            if inner.endswith((".py", ".pkl")):
-                content = MANGLED.sub(renumber, content)
-                content = CONSTANTS.sub(_in_order, content)
-                inner = MANGLED.sub(renumber, inner.encode()).decode()
-            kept.writestr(zipfile.ZipInfo(f"{path.stem}/{inner}"), content)
-
-
-def _in_order(lines: re.Match[bytes]) -> bytes:
-    return b"".join(sorted(lines[0].splitlines(keepends=True)))
-
-
 def _flatten(ports: Ports, states: Sequence[Tensor]) -> dict[str, Tensor]:
     return {
         port.name: state.reshape(state.shape[0], -1)
@@ -335,42 +300,6 @@ def _pointwise(layers: Layers, root: Root, values: Mapping[str, Tensor]) -> Tens
         return F.embedding(values["x"], layers.get_buffer(f"{root.name}_table")).flatten(-2)
     arguments = [layers.apply_to(f"{root.name}_{k}", values) for k in range(len(root.args))]
     return FUNCTIONS[root.fn].torch(*arguments, *root.constants)
-
-
-def _linear(matrix: np.ndarray, bias: np.ndarray) -> nn.Linear:
-    linear = nn.Linear(matrix.shape[1], matrix.shape[0])
-    _copy(linear.weight, matrix)
-    _copy(linear.bias, bias)
-    return linear
-
-
-def _layer(cell: Cell) -> nn.LSTM | nn.GRU:
-    """torch's layer of a plain cell."""
-    matrix = np.concatenate(list(cell.input.blocks.values()), axis=1)
-    recurrent, bias = cell.recurrent, cell.input.bias
-    layer: nn.LSTM | nn.GRU
-    inner = np.zeros_like(bias)
-    if isinstance(cell, GruCell) and cell.reset_bias is not None:
-        layer = nn.GRU(matrix.shape[1], cell.hidden_size, batch_first=True)
-        inner[2 * cell.hidden_size :] = cell.reset_bias
-        matrix, recurrent, bias, inner = map(_torch_order, (matrix, recurrent, bias, inner))
-    else:
-        layer = nn.LSTM(matrix.shape[1], cell.hidden_size, batch_first=True)
-    values = (matrix, recurrent, bias, inner)
-    for parameter, value in zip(layer.all_weights[0], values, strict=True):
-        _copy(parameter, value)
-    return layer
-
-
-def _torch_order(rows: np.ndarray) -> np.ndarray:
-    """A GRU's gates z, r, n as r, z, n."""
-    z, r, n = np.split(rows, 3)
-    return np.concatenate([r, z, n])
-
-
-def _copy(parameter: Tensor, value: np.ndarray) -> None:
-    with torch.no_grad():
-        parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
 def _take(flat: Mapping[str, Tensor], s: StateSlice) -> Tensor:

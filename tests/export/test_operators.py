@@ -405,7 +405,7 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
     code = (
         "import sys; sys.path[:0] = [sys.argv[1]]\n"
         "import torch\n"
-        "from export import torchscript\n"
+        "from export.graphs import archive, torchscript\n"
         "from export.graphs.operators import lower_operators\n"
         "from tests.export.operator_cells import LayerNormLSTM\n"
         "from tests.export.test_operators import Path, ports_of, reference_of\n"
@@ -417,7 +417,7 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
         "    Path(f'{k}.onnx').write_bytes(graph.SerializeToString())\n"
         "module = lowered.torch_module(ports)\n"
         "for k, m in enumerate([module, torchscript.quantize(module)]):\n"
-        "    torchscript.save(torchscript.script(m, ports), Path(f'{k}.pt'))\n"
+        "    archive.save(torchscript.script(m, ports), Path(f'{k}.pt'))\n"
     )
     folders = [tmp_path / "a", tmp_path / "b" / "deeper"]
     running = []
