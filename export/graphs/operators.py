@@ -18,6 +18,7 @@ from export.errors import LoweringError
 from export.graphs.bounds import Bounds, bounded_states, picked_from_x
 from export.graphs.int8_step import write_int8_graphs
 from export.graphs.scan import write_graphs
+from export.graphs.session import start_session
 from export.graphs.step_code import StepCode
 from export.graphs.step_model import StepModel, as_onnx, read_step_model
 from export.graphs.step_program import export_step, to_onnx
@@ -237,12 +238,7 @@ def _open(step: StepModel, reference: Reference, x: Tensor) -> ort.InferenceSess
     for name, value in reference.initial(1).items():
         kinds |= {f"{name}_0": kind(value), f"{name}_n": kind(value)}
     model = as_onnx(step, kinds)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return start_session(model)
     except Exception as error:  # its exceptions share no base but Exception
         raise LoweringError(f"ONNX Runtime does not take the step's graph: {error}") from error

@@ -14,14 +14,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
-from onnx.reference import ReferenceEvaluator
 
 from export.errors import LoweringError
+from export.graphs.folding import fold_constants
 from export.graphs.graph_builder import GraphBuilder, all_nodes
 from export.graphs.scan import Shape
 
 Array = np.ndarray
-RANDOM = {"RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 Renaming = Callable[[str], str]
 
 
@@ -88,17 +87,15 @@ def read_step_model(model: onnx.ModelProto, states: Sequence[str]) -> StepModel:
     """
     if model.functions:
         model = inline_local_functions(model)
+    model = _copied(model)
+    fold_constants(model)  # torch.onnx leaves large ones, as an LSTM's gates, to us
     graph = model.graph
     inputs = {v.name: v for v in graph.input}
     outputs = {v.name: v for v in graph.output}
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "Constant" and not node.domain:
-            constants[node.output[0]] = _constant(node)
-        elif _is_constant(node, constants):
-            constants.update(_computed(node, constants, model.opset_import))
-        elif node.op_type == "Gemm" and not node.domain:
+        if node.op_type == "Gemm" and not node.domain:
             nodes += _as_product(node, constants)
         else:
             nodes.append(_bare(node))
@@ -140,43 +137,10 @@ def _shape(ports: Mapping[str, onnx.ValueInfoProto], name: str) -> Shape:
     return tuple(d.dim_value for d in dims[1:])
 
 
-def _constant(node: onnx.NodeProto) -> Array:
-    (attribute,) = node.attribute
-    value = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        return numpy_helper.to_array(value)
-    if attribute.name in ("value_float", "value_floats"):
-        return np.array(value, np.float32)
-    if attribute.name in ("value_int", "value_ints"):
-        return np.array(value, np.int64)
-    raise LoweringError(f"the step holds a constant of kind `{attribute.name}`")
-
-
-def _is_constant(node: onnx.NodeProto, constants: Mapping[str, Array]) -> bool:
-    given = [name for name in node.input if name]
-    return (
-        bool(given)
-        and all(name in constants for name in given)
-        and not node.domain
-        and node.op_type not in RANDOM
-        and not any(attribute.HasField("g") for attribute in node.attribute)
-    )
-
-
-def _computed(
-    node: onnx.NodeProto, constants: Mapping[str, Array], opsets: Sequence[onnx.OperatorSetIdProto]
-) -> dict[str, Array]:
-    """What a node makes of constants: torch.onnx leaves large ones, as an LSTM's gates, to us."""
-    given = {name: constants[name] for name in node.input if name}
-    names = [name for name in node.output if name]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for name, v in given.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    graph = helper.make_graph([node], "constant", inputs, outputs)
-    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=opsets))
-    return {n: np.asarray(v) for n, v in zip(names, evaluator.run(None, given), strict=True)}
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _bare(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -2,5 +2,5 @@
 
 Imports run left to right only:
 
-types, source <- ports, shapes, folding, cells <- reference <- finding <- step
+types, opset, source <- ports, shapes, cells <- reference <- finding <- step
 """

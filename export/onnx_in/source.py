@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, inliner
 
 from export.errors import SourceError
+from export.graphs.session import start_session
 from export.source import load_example, load_pipeline, sha256_array
 from service.pipeline import Pipeline
 
@@ -29,7 +30,6 @@ TYPES: dict[int, str] = {
     TensorProto.INT64: "int64",
     TensorProto.INT32: "int32",
 }
-FATAL_ONLY = 4  # what else goes wrong is raised
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,6 @@ def load_onnx_source(path: Path, example: Path, pipeline: Path | None = None) ->
     model, sha256 = load_onnx_model(path)
     declared = load_pipeline(pipeline)
     return OnnxSource(path.name, model, sha256, load_example(example, declared), declared)
-
-
-def start_session(proto: onnx.ModelProto) -> ort.InferenceSession:
-    """A session of one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = FATAL_ONLY
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def load_onnx_model(path: Path) -> tuple[OnnxModel, str]:

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graphs.session import start_session
 from export.onnx_in.cells import CELLS, unroll_cells
-from export.onnx_in.source import start_session
 from tests.export.onnx_files import weights
 
 Array = np.ndarray

@@ -11,11 +11,17 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.onnx_in.source import Array, start_session
+from export.graphs.graph_builder import IR_VERSION
+from export.graphs.naming import bodies, reads, rename
+from export.graphs.session import start_session
 
+Array = np.ndarray
 SMALL = 200  # bytes of a tensor of one value
-NO_TENSORS = ("SequenceEmpty", "SequenceConstruct", "Optional")
-RANDOM = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli", "Dropout")
+NO_TENSORS = ("SequenceEmpty", "SequenceConstruct", "SplitToSequence", "Optional")
+RANDOM = (  # a draw stays a draw, though all that it is given is constant
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+    "Bernoulli", "Dropout",
+)  # fmt: skip
 
 
 def fold_constants(model: onnx.ModelProto) -> None:
@@ -28,28 +34,13 @@ def fold_constants(model: onnx.ModelProto) -> None:
             return
 
 
-def prefixed(proto: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
-    """A copy whose names begin with `prefix`, as its sub-graphs' nodes read them too."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    graph = copy.graph
-    own = [part.name for part in (*graph.input, *graph.initializer)]
-    own += [name for node in graph.node for name in node.output]
-    names = {name: prefix + name for name in own if name}
-    for node in graph.node:
-        _rename(node, names)
-    for part in (*graph.input, *graph.initializer, *graph.output):
-        part.name = names.get(part.name, part.name)
-    return copy
-
-
 def _fold(model: onnx.ModelProto) -> None:
     graph = model.graph
     known = {tensor.name for tensor in graph.initializer}
     folded: list[onnx.NodeProto] = []
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
-        plain = not _bodies(node) and node.op_type not in RANDOM + NO_TENSORS
+        plain = not bodies(node) and node.op_type not in RANDOM + NO_TENSORS
         if plain and all(name in known for name in node.input if name):
             folded.append(node)
             known.update(node.output)
@@ -67,9 +58,7 @@ def _fold(model: onnx.ModelProto) -> None:
     if names:
         outputs = [onnx.ValueInfoProto(name=name) for name in names]
         part = helper.make_graph(folded, "constants", [], outputs, list(graph.initializer))
-        whole = helper.make_model(
-            part, opset_imports=model.opset_import, ir_version=model.ir_version
-        )
+        whole = helper.make_model(part, opset_imports=model.opset_import, ir_version=IR_VERSION)
         values = start_session(whole).run(names, {})
     wanted_tensors = [tensor for tensor in graph.initializer if tensor.name in wanted]
     computed = [
@@ -128,7 +117,7 @@ def _take_body(graph: onnx.GraphProto, prefix: str) -> bool:
             inside = _inlined(graph, body, prefix, ())
             results = [value.name for value in body.output]
         elif node.op_type == "Loop" and _turns_once(node, values):
-            (body,) = _bodies(node)
+            (body,) = bodies(node)
             start = numpy_helper.from_array(np.zeros((), np.int64), f"{prefix}turn")
             go_on = numpy_helper.from_array(np.ones((), np.bool_), f"{prefix}go_on")
             graph.initializer.extend([start, go_on])
@@ -171,32 +160,7 @@ def _inlined(
         graph.initializer.append(tensor)
     nodes = list(body.node)
     for inner in nodes:
-        _rename(inner, names)
+        rename(inner, names)
     for value in body.output:
         value.name = names.get(value.name, value.name)
     return nodes
-
-
-def reads(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, its sub-graphs too."""
-    found = set(node.input)
-    for body in _bodies(node):
-        found |= {name for inner in body.node for name in reads(inner)}
-        found |= {value.name for value in body.output}
-    return found
-
-
-def _rename(node: onnx.NodeProto, names: dict[str, str]) -> None:
-    """Rename what a node reads and gives; its sub-graphs may read it too."""
-    for values in (node.input, node.output):
-        for k, name in enumerate(values):
-            values[k] = names.get(name, name)
-    for body in _bodies(node):
-        for inner in body.node:
-            _rename(inner, names)
-        for value in body.output:
-            value.name = names.get(value.name, value.name)
-
-
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [a.g for a in node.attribute if a.HasField("g")]

@@ -5,9 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.onnx_in.folding import fold_constants, prefixed
-from export.onnx_in.source import start_session
-from export.onnx_in.step import at_our_opset
+from export.graphs.folding import fold_constants
+from export.graphs.naming import prefixed
+from export.graphs.session import start_session
+from export.onnx_in.opset import at_our_opset
 from export.onnx_in.types import as_float32
 
 Array = np.ndarray
@@ -150,6 +151,19 @@ def test_a_scalar_stays_a_scalar() -> None:
     fold_constants(ours)
     assert ops(ours) == ["Gather"]
     assert run(ours).shape == (2,)
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_a_draw_is_not_made_beforehand(op: str) -> None:
+    """What is drawn like a constant is drawn anew at each run; what is computed of one is not."""
+    nodes = [
+        helper.make_node("Mul", ["half", "half"], ["quarter"]),
+        helper.make_node(op, ["quarter"], ["drawn"]),
+        helper.make_node("Add", ["x", "drawn"], ["y"]),
+    ]
+    ours = model(nodes, {"half": np.full(3, 0.5, np.float32)})
+    fold_constants(ours)
+    assert ops(ours) == [op, "Add"]
 
 
 def test_a_prefix_reaches_into_branches() -> None:
