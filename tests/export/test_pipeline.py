@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from export import parity
 from export.__main__ import main
+from export.cases import HORIZON, STARTS
 from export.errors import ParityError, SourceError
 from export.exporter import Exported, export
-from export.parity import HORIZON, STARTS
 from export.source import Source, load_source
 from models.char_rnn import CharRNN
 from service.artifact import Artifact, find_artifacts

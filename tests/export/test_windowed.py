@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.__main__ import main
+from export.cases import Cases
 from export.errors import CallError, CausalityError, SourceError
 from export.exporter import export
 from export.finding import find_reference
@@ -243,7 +244,7 @@ def test_an_example_shorter_than_the_window_is_refused() -> None:
 # The gate ----------------------------------------------------------------------------------------
 
 
-def gate(reference: Windowed, x: Tensor) -> Gate:
+def cases(reference: Windowed, x: Tensor) -> Cases:
     shape = list(answers(reference, x[:1, :1]).shape[2:])
     window = StatePort(
         name="window", input="window_0", output="window_n", dtype="float32", shape=["B", N, 3]
@@ -253,7 +254,7 @@ def gate(reference: Windowed, x: Tensor) -> Gate:
         y=Port(dtype="float32", shape=["B", "T", *shape]),
         states=[window],
     )
-    return Gate(reference, x.numpy(), ports, Pipeline())
+    return Cases(reference, x.numpy(), ports, Pipeline())
 
 
 def test_the_gate_compares_the_shift_with_windows_cut_from_the_sequence() -> None:
@@ -265,20 +266,20 @@ def test_the_gate_compares_the_shift_with_windows_cut_from_the_sequence() -> Non
             return y, {"window": new["window"].roll(1, dims=1)}
 
     reference = find_windowed(BothWays().eval(), X, N)
-    right = gate(reference, X)
-    right.check_causal()
+    right = cases(reference, X)
+    Gate(right).check_causal()
     assert right.teacher_forced.x.shape == (2, 1000, 3)
     assert right.golden.x.shape[1] > N
     wrong = Shifting(reference.module, reference.call, N, X, None)
     with pytest.raises(CausalityError, match="The same window gave two answers"):
-        gate(wrong, X).check_causal()
+        Gate(cases(wrong, X)).check_causal()
 
 
 def test_rows_of_one_window_each_are_cycled_until_windows_move() -> None:
     """An example of training windows (rows, N, I): golden sequences go on beyond N steps."""
     rows = torch.randn(5, N, 3)
-    found = gate(find_windowed(BothWays().eval(), rows, N), rows)
-    found.check_causal()
+    found = cases(find_windowed(BothWays().eval(), rows, N), rows)
+    Gate(found).check_causal()
     assert found.golden.x.shape == (4, 64, 3)
     np.testing.assert_array_equal(found.golden.x[1, :N], rows[1])
     np.testing.assert_array_equal(found.golden.x[1, N : 2 * N], rows[1])
