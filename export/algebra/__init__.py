@@ -2,6 +2,6 @@
 
 Imports run left to right only:
 
-affine, packing, decompositions <- pointwise, trace <- form, terms, cells <- polynomial, network
-    <- activations <- matching <- recognise
+affine, packing, decompositions <- pointwise, trace <- spellings, cells, terms <- form
+    <- polynomial, network <- activations <- matching <- recognise
 """

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx
 
 from export.algebra.affine import Affine
-from export.algebra.pointwise import FUNCTIONS, OVER_AXIS, function_of, groups
+from export.algebra.pointwise import FUNCTIONS, OVER_AXIS
+from export.algebra.spellings import function_of, groups
 from export.algebra.trace import Trace, is_integer, shape_of
 from export.errors import LoweringError
 
@@ -103,7 +104,7 @@ class _Reader:
         targets = self._targets()
         affine = self._read(targets)
         self._check(targets, affine)
-        return self._assemble(targets, affine)
+        return self._assemble(affine)
 
     def _add_root(self, node: fx.Node, name: str) -> None:
         self.roots[node] = name
@@ -134,7 +135,8 @@ class _Reader:
             return True
         raise LoweringError(
             f"the operation `{name}` on values of shape {[shape_of(n) for n in moving]} is not one "
-            "that lowering knows; it knows affine maps, embedding and those of export/pointwise.py"
+            "that lowering knows; it knows affine maps, embedding and those of "
+            "export/algebra/spellings.py"
         )
 
     def _compute(self, node: fx.Node, values: Mapping[fx.Node, object]) -> object:
@@ -284,9 +286,7 @@ class _Reader:
                         f"`{key}` is not row by row affine in what precedes it: off by {error:.1e}"
                     )
 
-    def _assemble(
-        self, targets: Mapping[str, fx.Node | float], affine: Mapping[str, Affine]
-    ) -> Form:
+    def _assemble(self, affine: Mapping[str, Affine]) -> Form:
         roots = {}
         for node, name in self.roots.items():
             size = int(np.prod(shape_of(node))) // self.trace.batch

@@ -28,14 +28,11 @@ from export.calling.probing import (
     ways_of,
 )
 from export.calling.rows import RowByRow
-from export.calling.shapes import Outside
 from export.calling.tree import Keyed, Listed, Named, Tree, branches
 from export.errors import CallError, CarryError, MixingError
 
 MAX_REASONS = 24  # of those tried, in the error
 Found = CalledModule | RowByRow
-
-__all__ = ["CalledModule", "Outside", "find_call"]
 
 
 def find_call(module: nn.Module, x: Tensor, notation: str | None = None) -> Found:

@@ -167,11 +167,6 @@ def port_infos(
     return inputs, outputs
 
 
-def flat_size(port: Port, free: int) -> int:
-    """Values of a port besides its first `free` axes."""
-    return int(np.prod([int(dim) for dim in port.shape[free:]], dtype=np.int64))
-
-
 def join_pieces(
     g: GraphBuilder, pieces: Mapping[tuple[str, int], str], ports: Iterable[str]
 ) -> dict[str, str]:
