@@ -19,6 +19,7 @@ from service.manifest import VariantName
 from service.model import Model
 from service.pipeline import Alarm, Pipeline, Scaling
 from service.runtime import Runtime
+from tests.bits import same_bits
 
 N = 7
 SCALING = Scaling(mean=[5.0, 1.0], std=[2.0, 0.5])
@@ -82,10 +83,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     pipeline = PIPELINES.get(name, Pipeline(x=SCALING))
     source = Source("x:y", trained(name), "0" * 64, example(name), pipeline)
     return export(source, name, tmp_path_factory.mktemp("out"), window=N)
-
-
-def same_bits(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def input_of(exported: Exported) -> Array:

@@ -20,6 +20,7 @@ from service.artifact import Artifact
 from service.layout import State
 from service.model import Model
 from service.runtime import Runtime
+from tests.bits import same_bits
 from tests.e2e.conftest import Server, start_server
 
 Array = np.ndarray
@@ -51,10 +52,6 @@ def held_out(demo_artifacts: dict[str, Artifact], demo_runs: dict[str, Path]) ->
         raw = np.load(demo_runs[name] / "holdout.npy")
         found[name] = artifact.manifest.pipeline.encode(raw)[None].astype(np.float32)
     return found
-
-
-def same_bits(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def zeros(artifact: Artifact, batch: int) -> State:

@@ -26,6 +26,7 @@ from service.layout import State
 from service.manifest import Tolerance
 from service.model import Model
 from service.runtime import Runtime
+from tests.bits import same_bits
 from tests.conftest import ROOT
 from tests.e2e.conftest import Server, start_server
 
@@ -111,10 +112,6 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         x = encoded[None].astype(artifact.manifest.ports.x.dtype)
         found[name] = Exported(ZOO[name], artifact, root / "runs" / name, raw, x)
     return found
-
-
-def same_bits(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @every_model
