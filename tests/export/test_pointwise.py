@@ -15,13 +15,16 @@ from export.algebra.form import read_form
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.recognise import lower
 from export.algebra.trace import trace_step
+from export.calling.call import parse_call
+from export.calling.module import CalledModule
+from export.calling.shapes import Outside
 from export.errors import LoweringError
 from export.exporter import export
 from export.finding import find_reference
 from export.graphs import torchscript
 from export.graphs.graph_builder import all_nodes
 from export.lowering import LoweredNetwork
-from export.reference import Reference
+from export.reference import Reference, StateSpec
 from export.source import Source
 from service.pipeline import Pipeline
 from tests.export.operator_cells import Elu, LayerNormLSTM
@@ -306,18 +309,27 @@ def test_operations_between_and_after_leave_lstm_nodes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: torch.softmax(x, 0), "not over neighbouring axes of each row"),
         (lambda x: x.view(-1, 2, 3, 2).amax((1, 3)), "not over neighbouring axes of each row"),
         (lambda x: torch.log(x), "NaN or infinity at step 0 on ordinary input"),
         (lambda x: torch.cumprod(x, 1), "cumprod` on values of shape"),
         (lambda x: x.view(-1, 3, 4).bool().float(), "not row by row affine|is not affine"),
     ],
-    ids=["rows meet", "scattered axes", "NaN", "unknown", "truth of a number"],
+    ids=["scattered axes", "NaN", "unknown", "truth of a number"],
 )
 def test_what_has_no_affine_form_is_refused(function: Function, message: str) -> None:
     """And the message says why."""
     with pytest.raises(LoweringError, match=message):
         lowered(Pointed(function), torch.randn(1, 40, SIZE), "x, h -> y, h")
+
+
+def test_a_function_over_the_batch_has_no_affine_form() -> None:
+    """Said also where the way of calling was not found out but given."""
+    module = Pointed(lambda x: torch.softmax(x, 0)).eval()
+    specs = (Outside(StateSpec("h", (HIDDEN,)), 0),)
+    reference = CalledModule(module, parse_call("x, h -> y, h"), 1, specs)
+    trace = trace_step(reference, torch.randn(1, 40, SIZE))
+    with pytest.raises(LoweringError, match="not over neighbouring axes of each row"):
+        read_form(trace)
 
 
 def test_too_large_a_form_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
