@@ -14,7 +14,6 @@ from export.cases import Cases
 from export.draft import (
     check_pipeline,
     draft_manifest,
-    model_input,
     ports_of,
     roads_of,
     seal,
@@ -26,6 +25,7 @@ from export.errors import ParityError, SourceError
 from export.finding import find_reference
 from export.isolation import is_isolated
 from export.lowering import lower_reference
+from export.model_input import model_input
 from export.onnx_in.source import OnnxSource
 from export.parity import Gate, Measured
 from export.placing import place, staging
@@ -33,12 +33,7 @@ from export.report import write_report
 from export.source import Source
 from export.variants import write_variants
 from service.artifact import Artifact
-from service.manifest import (
-    MANIFEST,
-    Manifest,
-    Variant,
-    VariantName,
-)
+from service.manifest import MANIFEST, Manifest, Variant, VariantName
 from service.runtime import Runtime
 
 Array = np.ndarray

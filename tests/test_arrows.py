@@ -45,7 +45,7 @@ EXPORT_ORDER: list[set[str]] = [  # the same of `export`; a package has a place 
     {"streaming"},
     {"graphs"},
     {"onnx_in"},
-    {"finding", "lowering"},
+    {"finding", "lowering", "model_input"},
     {"cases", "isolation", "variants", "placing"},
     {"parity", "draft"},
     {"report"},
