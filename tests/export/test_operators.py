@@ -305,7 +305,7 @@ def test_code_that_looks_at_values_is_refused() -> None:
 def test_sub_graphs_of_a_step_keep_what_they_read() -> None:
     """An If inside, whose branches read constants, x and a state of the step."""
     info = helper.make_tensor_value_info
-    kind, flag = TensorProto.FLOAT, TensorProto.BOOL
+    kind = TensorProto.FLOAT
     then = helper.make_graph(
         [helper.make_node("Add", ["x", "one"], ["r"])], "then", [], [info("r", kind, ["B", 1])]
     )
@@ -313,13 +313,15 @@ def test_sub_graphs_of_a_step_keep_what_they_read() -> None:
         [helper.make_node("Mul", ["h_0", "one"], ["r"])], "else", [], [info("r", kind, ["B", 1])]
     )
     nodes = [
-        helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("", flag, [], [True])),
+        helper.make_node("Size", ["x"], ["size"]),  # free, as the batch is: nothing decides it
+        helper.make_node("Greater", ["size", "none"], ["yes"]),
         helper.make_node("If", ["yes"], ["h_n"], then_branch=then, else_branch=other),
         helper.make_node("Identity", ["h_n"], ["y"]),
     ]
     ports = [info(n, kind, ["B", 1]) for n in ("x", "h_0", "y", "h_n")]
     one = helper.make_tensor("one", kind, [], [1.0])
-    graph = helper.make_graph(nodes, "g", ports[:2], ports[2:], [one])
+    none = helper.make_tensor("none", TensorProto.INT64, [], [0])
+    graph = helper.make_graph(nodes, "g", ports[:2], ports[2:], [one, none])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
 
     class PlusOne(nn.Module):
