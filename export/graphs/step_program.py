@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OperatorBase
 from torch.export import Dim, ExportedProgram
 
+from export.algebra.decompositions import STANDARDIZE
 from export.algebra.trace import Trace, shape_of, trace_step
 from export.errors import LoweringError
 from export.reference import Reference
@@ -113,10 +114,10 @@ class _TracedStep(nn.Module):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
-        self._graph = graph
+        self._traced = graph  # `_graph` is what a GraphModule calls its own
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        y, *new = self._graph(x.unsqueeze(1), *states)
+        y, *new = self._traced(x.unsqueeze(1), *states)
         return y[:, 0], *new
 
 
@@ -155,10 +156,15 @@ def _log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return _log_sigmoid(x), x.new_zeros(0)
 
 
+def _standardize(z: Tensor, epsilon: float) -> Tensor:
+    return nn.functional.layer_norm(z, z.shape[-1:], eps=epsilon)
+
+
 # torch.onnx writes a log sigmoid as Log(Sigmoid(x)), which is -inf where x is below -88.
 DECOMPOSED: dict[OperatorBase, Callable[..., Any]] = {
     aten.log_sigmoid.default: _log_sigmoid,
     aten.log_sigmoid_forward.default: _log_sigmoid_forward,
+    STANDARDIZE: _standardize,  # ours, from a trace; torch's own norm is what ONNX has
 }
 
 

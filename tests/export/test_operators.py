@@ -290,6 +290,30 @@ def test_a_module_that_asks_for_its_batch_is_traced_instead() -> None:
     check_chunks(lower_operators(reference, x, "a test"), reference, x)
 
 
+def test_a_layer_and_a_norm_beside_what_has_no_form_are_products_and_a_norm() -> None:
+    """Over one step `nn.LSTM` is traced apart, so that int8 finds its products."""
+
+    class Sorting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 16, batch_first=True)
+            self.norm = nn.LayerNorm(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sort(self.norm(self.lstm(x)[0]), dim=-1).values
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 40, 3)
+    reference = find_reference(Sorting().eval(), x)
+    lowered = lower_operators(reference, x, "a test")
+    check_chunks(lowered, reference, x)
+    _, step = lowered.rowwise_graphs(ports_of(reference, x))
+    operators = [node.op_type for node in step.graph.node]
+    assert operators.count("LayerNormalization") == 1
+    assert "MatMulIntegerToFloat" in operators
+    assert "LSTM" not in operators
+
+
 def test_code_that_looks_at_values_is_refused() -> None:
     """A Python branch on what x holds has one way in a graph; another input shows it."""
 
