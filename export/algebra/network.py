@@ -85,7 +85,10 @@ def _apply(root: Root, args: list[Array], x: Array) -> Array:
 
 
 def prove(network: Network, trace: Trace) -> None:
-    """Compare the network with the traced module, in float64, over carried steps.
+    """Compare the network with the traced module, in float64, over its carried steps.
+
+    Each step begins from the traced module's states: what is compared is the step, and not how
+    fast a step that is run again magnifies the rounding of the one before.
 
     On ordinary input the traced module must give numbers. On greater input it may overflow: inf
     must be inf, and a row in which it gives NaN is compared no further.
@@ -101,11 +104,11 @@ def prove(network: Network, trace: Trace) -> None:
             name: rng.uniform(-1, 1, shape)
             for name, shape in zip(trace.state_names, state_shapes, strict=True)
         }
-        ours = {name: value.reshape(trace.batch, -1) for name, value in state.items()}
         theirs = {name: torch.from_numpy(value) for name, value in state.items()}
         counts = np.ones(trace.batch, bool)
         for step in range(CHECK_STEPS):
             x = _check_input(rng, (trace.batch, *trace.x_shape), scale, network.ids)
+            ours = {n: v.numpy().reshape(trace.batch, -1) for n, v in theirs.items()}
             y, ours = network.step(x.reshape(trace.batch, -1), ours)
             wanted, theirs = trace.run(torch.from_numpy(x), theirs)
             found = np.concatenate([y, *ours.values()], axis=1)

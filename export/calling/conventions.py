@@ -23,6 +23,13 @@ COMMON_CALLS = (  # most common first
     "x, h -> y, h",
     "x, h, c -> h, c",
 )
+STARTING_CALLS = (  # of a cell that may be given None: where it starts then is where it starts
+    "x, (h, c)=None -> h, c",
+    "x, (h, c)=None -> y, (h, c)",
+    "x, h=None -> h",
+    "x, h=None -> y, h",
+    "x, h=None, c=None -> h, c",
+)
 RARER_CALLS = (  # tried where none of the common ones works
     "X, (h, c) -> Y, (h, c)",
     "X, h -> Y, h",
@@ -30,10 +37,7 @@ RARER_CALLS = (  # tried where none of the common ones works
     "X, h -> y, h",
     "X, (h, c)=None -> y, (h, c)",
     "X, h=None -> y, h",
-    "x, (h, c)=None -> h, c",
-    "x, (h, c)=None -> y, (h, c)",
-    "x, h=None -> h",
-    "x, h=None -> y, h",
+    *STARTING_CALLS,
     "x, h, c -> y, h, c",
     "x, h, c -> y, (h, c)",
     "X, h, c -> Y, h, c",
@@ -86,7 +90,8 @@ def conventions(module: nn.Module, x: Tensor) -> list[Sequence[str]]:
         return [STATE_FIRST]
     unclear = len(names) > 1 and not _INPUT.fullmatch(names[0])
     rarer = (*RARER_CALLS, *flat, *(STATE_FIRST if unclear else ()))
-    return [COMMON_CALLS, _returned(module, x), rarer]
+    starting = STARTING_CALLS if _may_be_none(module) else ()
+    return [(*starting, *COMMON_CALLS), _returned(module, x), rarer]
 
 
 def _parameters(module: nn.Module) -> list[str]:
@@ -97,6 +102,15 @@ def _parameters(module: nn.Module) -> list[str]:
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in parameters if p.kind in kinds]
+
+
+def _may_be_none(module: nn.Module) -> bool:
+    """Whether the state that `forward` takes has None for a default."""
+    try:
+        parameters = [*inspect.signature(module.forward).parameters.values()]
+    except (TypeError, ValueError):  # compiled: it has none to show
+        return False
+    return len(parameters) > 1 and parameters[1].default is None
 
 
 def _flat_states(names: list[str]) -> list[str]:
@@ -115,25 +129,33 @@ def _flat_states(names: list[str]) -> list[str]:
 
 def _returned(module: nn.Module, x: Tensor) -> list[str]:
     """Calls of a module that starts itself, its states in the tree in which they come back."""
+    found: list[str] = []
+    for given, piece in (("X", x), ("x", x[:, 0])):
+        try:
+            with torch.no_grad():
+                returned = module(piece)
+        except Exception:  # it needs more than x, or takes the other
+            continue
+        found += _answered(module, returned, given)
+    simple = {"X, (h, c)=None -> Y, (h, c)", "X, h=None -> Y, h", *STARTING_CALLS}
+    return [text for text in dict.fromkeys(found) if text not in simple]
+
+
+def _answered(module: nn.Module, returned: object, given: str) -> list[str]:
+    """The calls with `given` (x or X) that may return what was returned."""
     names = _parameters(module)
-    try:
-        with torch.no_grad():
-            returned = module(x)
-    except Exception:  # it needs more than x
-        return []
     found: list[str] = []
     for is_keyed, rest, template in _splits(returned):
         states = _tree(rest)
         if states is None or len(names) < 2:
             continue
         tree = spell(states)
-        for letter in "Yy":
+        for letter in "Yy" if given == "X" else "y":
             back = template.format(y=letter, states=tree)
-            found.append(f"X, {tree}=None -> {back}")
+            found.append(f"{given}, {tree}=None -> {back}")
             if is_keyed and names[1] not in _RESERVED:
-                found.append(f"X, {names[1]}={tree}=None -> {back}")
-    simple = {"X, (h, c)=None -> Y, (h, c)", "X, h=None -> Y, h"}
-    return [text for text in dict.fromkeys(found) if text not in simple]
+                found.append(f"{given}, {names[1]}={tree}=None -> {back}")
+    return found
 
 
 def _splits(returned: object) -> list[tuple[bool, object, str]]:

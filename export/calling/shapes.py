@@ -141,6 +141,9 @@ def _templates(
     yield [((size,), 1) for size in sizes]
     yield [((k, size), 2) for k in (1, *layers) for size in sizes]
     yield [((1, 1, size), 2) for size in sizes]
+    for k in (1, *layers):  # h and c of each layer in one tensor
+        yield [(shape, 0) for n in sizes for shape in ((k, n, 2), (k, 2, n), (2, k, n))]
+        yield [(shape, 2) for n in sizes for shape in ((2, k, n), (k, 2, n))]
 
 
 def _layers(module: nn.Module) -> list[int]:

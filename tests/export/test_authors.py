@@ -81,7 +81,7 @@ class Artifacts:
         )
         options: dict[str, Any] = {"notation": entry.call}
         if entry.window is not None:
-            options |= {"mode": "windowed", "window": entry.window}
+            options["window"] = entry.window
         spread = float(np.nanstd(truth(entry, source.example)))
         if not entry.int8:
             options["variants"] = FLOAT

@@ -22,7 +22,7 @@ X = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))
         (nn.LSTM(3, 8), SEQUENCE, {"h": (1, 8), "c": (1, 8)}),
         (nn.LSTM(3, 8, batch_first=True), SEQUENCE, {"h": (1, 8), "c": (1, 8)}),
         (nn.GRU(3, 8, 2), "X, h=None -> Y, h", {"h": (2, 8)}),
-        (nn.GRUCell(3, 8), "x, h -> h", {"h": (8,)}),
+        (nn.GRUCell(3, 8), "x, h=None -> h", {"h": (8,)}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )  # fmt: skip

@@ -115,7 +115,6 @@ ENTRIES = {
         beside(waves(8), episodes),
         run_dueling,
         "X, (h, c), s:1 -> Y, (h, c)",
-        fails="off by 1.4e-10 at an input of 30, where 1e-10 is allowed",
     ),
     "controller": Entry(
         StatefulController,

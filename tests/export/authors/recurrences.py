@@ -186,13 +186,13 @@ ENTRIES = {
         waves(3),
         whole,
         roads=GENERAL,
-        fails="states of a loop inside forward are not lifted",
+        fails="the steps before, held by a convolution or a shift, are not lifted",
     ),
     "indrnn": Entry(
         lambda: IndRNN(3, 12),
         waves(3),
         run_indrnn,
-        roads=GENERAL,
+        roads=road("rnn"),
         gain=1.0,
     ),
     "lru": Entry(
@@ -207,14 +207,12 @@ ENTRIES = {
         lambda: ConvLSTM(1, 4),
         waves(1, 5, 4),
         whole,
-        roads=GENERAL,
     ),
     "clockwork": Entry(
         lambda: ClockworkRNN(3),
         waves(3),
         whole,
-        refused="number of the step",
-        fails="refused without its reason",
+        refused="cannot run step by step",
     ),
     "parallel-min-gru": Entry(
         lambda: ParallelMinGRU(3, 12),

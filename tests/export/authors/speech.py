@@ -151,14 +151,12 @@ ENTRIES = {
         spectra(9),
         run_separation,
         "X, s -> Y, s",
-        fails="states of three dimensions are not tried",
     ),
     "voice-activity": Entry(
         VoiceActivity,
         waves(32),
         run_voice,
         "x -> y",
-        off_road="its cells are not recognised: takes the general road",
     ),
     "keywords": Entry(
         KeywordSpotter,

@@ -103,15 +103,13 @@ ENTRIES = {
         tokens(20),
         windows(12, lambda y: y[:, -1]),
         window=12,
-        roads=road("windowed"),
-        fails="there is no windowed mode",
+        roads=road("general"),
     ),
     "packed-sentiment": Entry(
         PackedSentiment,
         tokens(20),
         run_sentiment,
         "X, lengths -> y",
-        fails="the operation _pack_padded_sequence is not lowered",
     ),
     "packed-inside": Entry(PackedInside, waves(3), whole),
 }
