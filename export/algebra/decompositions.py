@@ -145,6 +145,10 @@ WRITTEN_OUT: dict[torch._ops.OpOverload, Callable[..., object]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten._fused_rms_norm.default: _rms_norm,
+    # equal lengths are sorted before they are packed: rows then stay in their order
+    aten.sort.default: lambda z, dim=-1, descending=False: torch.sort(
+        z, dim=dim, descending=descending, stable=True
+    ),
     aten.var.correction: _var,
     aten.std.correction: _std,
     aten.logsumexp.default: _logsumexp,

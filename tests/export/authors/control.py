@@ -107,14 +107,14 @@ ENTRIES = {
         beside(waves(4), lambda n, s: 1 - episodes(n, s)),
         run_policy,
         "x, h, s:1 -> y, y, h",
-        roads=road("gru", "general"),
-        off_road="its cells are not recognised: takes the general road",
+        roads=road("general"),  # no node resets its own state
     ),
     "dueling": Entry(
         DuelingRecurrentQ,
         beside(waves(8), episodes),
         run_dueling,
         "X, (h, c), s:1 -> Y, (h, c)",
+        roads=road("general"),  # no node resets its own state
     ),
     "controller": Entry(
         StatefulController,

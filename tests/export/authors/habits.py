@@ -352,9 +352,11 @@ ENTRIES = {
             m, x, zeros(x, len(x), 8), lambda m, x, h: m(x[:, :3], h, x[:, 3] > 0)
         ),
         "x, h, done:1 -> y, h",
-        roads=road("gru"),
+        roads=road("general"),  # no node resets its own state
     ),
-    "time-index": Entry(TimeIndexed, waves(3), run_timed, "x, (h, c), t -> y, (h, c)"),
+    "time-index": Entry(
+        TimeIndexed, waves(3), run_timed, "x, (h, c), t -> y, (h, c)", roads=road("general")
+    ),
     "one-element-list": Entry(
         OneElementList,
         waves(3),

@@ -135,7 +135,7 @@ ENTRIES = {
         waves(3),
         last,
         roads=road("lstm", "general"),
-        off_road="one operation that is not affine sends the whole step the general way",
+        off_road="its products of two values send the whole step the general way",
     ),
     "mean-max-pool": Entry(
         MeanPool,
