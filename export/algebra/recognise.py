@@ -2,14 +2,15 @@
 
 Rules
 - Which piece of a state is which cell is read by its mathematics alone (`matching`).
-- Gates may depend on anything computed before and, of the state, on the cell's own h.
+- Gates may depend on anything computed before and, of the state, on the cell's own h and on ports
+  that no cell carries.
 - h and c lie in one piece each of a state port, and come back to the same place.
 - A port is given to cells when cells carry all of it. A cell of which either port is not is left
   as the products and activations that it was; why is kept for the report.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,7 +82,7 @@ class _Recogniser:
         """The last root of h' -> the cell, its input in terms of the cells below it.
 
         Without those whose ports cells do not carry whole, and those that then look at the old
-        value of some other state.
+        state of some other cell.
         """
         cells: list[Cell] = []
         for kinds in KINDS:
@@ -91,14 +92,15 @@ class _Recogniser:
             for port in {s.port for c in cells for s in c.slices.values()} - whole:
                 self._reasons.note(port, Mismatch(0, "cells carry only a part of it"))
             found = self._found([c for c in cells if {s.port for s in c.slices.values()} <= whole])
-            kept = {f.cell.h for f in found.values() if not self._looks_aside(f.cell)}
+            carried = {s.port for f in found.values() for s in f.cell.slices.values()}
+            kept = {f.cell.h for f in found.values() if not self._looks_aside(f.cell, carried)}
             if len(kept) == len(cells):
                 return found
             cells = [cell for cell in cells if cell.h in kept]
 
-    def _looks_aside(self, cell: Cell) -> bool:
-        """Whether, besides its own h and the cells below, it looks at some old state."""
-        states = [name for name in cell.input.blocks if name in self._form.states]
+    def _looks_aside(self, cell: Cell, carried: Set[str]) -> bool:
+        """Whether, besides its own h and the cells below, it looks at an old state of a cell."""
+        states = [name for name in cell.input.blocks if name in carried]
         if states:
             what = "another part of" if cell.h.port in states else "the old"
             names = ", ".join(f"`{name}`" for name in states)

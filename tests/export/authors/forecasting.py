@@ -316,6 +316,5 @@ ENTRIES = {
         run_smoothed,
         "x, (h, c, mean, steps)=None -> y, (h, c, mean, steps)",
         roads=road("lstm", "general"),
-        off_road="its cells are not recognised: takes the general road",
     ),
 }

@@ -344,6 +344,7 @@ ENTRIES = {
         lambda m, x: stepped(
             m, x, zeros(x, len(x), 7, 2), lambda m, x, s: (m(x, s).flatten(1), m(x, s))
         ),
+        roads=road("general"),  # h and c lie alternately
     ),
     "boolean-reset": Entry(
         BooleanReset,

@@ -134,8 +134,7 @@ ENTRIES = {
         AttentionPool,
         waves(3),
         last,
-        roads=road("lstm", "general"),
-        off_road="its products of two values send the whole step the general way",
+        roads=road("general"),  # bmm is a product of two varying values
     ),
     "mean-max-pool": Entry(
         MeanPool,
