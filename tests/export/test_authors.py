@@ -25,6 +25,8 @@ from tests.export.authors.entry import Entry
 
 Array = np.ndarray
 STEPS = 300
+# torch's own, of oneDNN, once a process
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 EXAMPLE_SEED, FRESH_SEED = 1, 2
 ATOL = RTOL = 1e-5  # of float32, as the gate's
 FULL_GATE = ("gate-by-gate", "layer-norm", "text")  # measured over the gate's own 2,000 steps

@@ -11,6 +11,7 @@ from tests.export.authors import (
     relatives,
     speech,
     text,
+    traps,
     windows,
 )
 from tests.export.authors.entry import Entry
@@ -26,5 +27,6 @@ CORPUS: dict[str, Entry] = {
     **windows.ENTRIES,
     **speech.ENTRIES,
     **text.ENTRIES,
+    **traps.ENTRIES,
     **control.ENTRIES,
 }
