@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from export import parity
+from export import cases
 from export.errors import ExportError
 from export.exporter import export
 from export.source import Source
@@ -90,7 +90,7 @@ class Artifacts:
         options["tolerances"] = {variant: INT8_SHARE * spread for variant in INT8}
         with pytest.MonkeyPatch.context() as patch:
             if name not in FULL_GATE:
-                patch.setattr(parity, "MIN_STEPS", STEPS)
+                patch.setattr(cases, "MIN_STEPS", STEPS)
             return export(source, name, self._out, **options).artifact
 
 
