@@ -161,7 +161,7 @@ def _load_array(path: Path) -> np.ndarray:
     if not isinstance(example, np.ndarray) or example.dtype.kind not in "fiu":
         kind = example.dtype if isinstance(example, np.ndarray) else "several arrays"
         raise SourceError(
-            f"example {path} holds {kind}, expected numbers; "
+            f"example {path} does not hold numbers but {kind}; "
             "write one float32 array, or integer token ids, with numpy.save"
         )
     if example.ndim < 1 or example.size == 0:

@@ -7,7 +7,7 @@ Reasons that differ in numbers only are one.
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -177,12 +177,10 @@ def _choices(texts: Sequence[str]) -> str:
 
 
 def _shapes_tried(module: nn.Module, call: Call, x: Tensor) -> str:
-    shapes: Iterable[tuple[int, ...]] = (
-        outside[0].spec.shape
-        for group in guessed_shapes(module, call, x, False)
-        for outside in group[:2]
-    )
-    return ", ".join(map(str, [*dict.fromkeys(shapes)][:MAX_SHAPES]))
+    groups = guessed_shapes(module, call, x, False)
+    shown = [*next(groups, [])[:4], *(group[0] for group in groups if group)]
+    shapes = dict.fromkeys(outside[0].spec.shape for outside in shown)
+    return ", ".join(map(str, [*shapes][:MAX_SHAPES]))
 
 
 def _has_embedding(module: nn.Module) -> bool:
