@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -11,36 +12,51 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from export.errors import ExportError, SourceError
-from export.exporter import ALL_VARIANTS, Progress, export
+from export.exporter import ALL_VARIANTS, Exported, Progress, export
 from export.onnx_in.source import SUFFIX as ONNX_SUFFIX
 from export.onnx_in.source import OnnxSource, load_onnx_source
 from export.publish import publish
 from export.report import parity_table
 from export.source import Source, load_source
+from export.user_code import describe, users_line
 from service.errors import CarouselError
 from service.manifest import NAME_PATTERN
 
 MAX_WINDOW = 10_000  # steps: a session's state is as large, and is stored at each commit
 TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\
-how a module is called (--call); the common ways are found out by trying:
-  x, (h, c) -> h, c               one step; names on both sides are states, the output is h
-  x, h -> y, h                    an output of its own; a state may hold several in one tensor
-  X, (h, c)=None -> Y, (h, c)     a sequence; given None, the module starts its state itself
-  X, h -> y, h                    a sequence of which only the last step is answered
-  X -> Y      x -> y              no state is given: it is kept on the module, or hidden in it
-  X, [(h1, c1), (h2, c2)] -> ...  () is a tuple, [] a list, {key: h} a dict; (h,) holds one
-  x, hx=(h, c) -> h, c            a keyword argument; numbers, True, False and None are fixed ones
-  x, mask:1, h -> h               a further input of each step: the last 1 column of the example
-  X, lengths -> Y      x, h, t -> h   the lengths of the sequences; the index of the step
-  x, h -> {output: y, state: h}   a dict, or an object with these attributes
-  x, h -> y, y, h, attention      several y are joined on the last axis; a name on the right
-                                  alone (or _) is dropped
-  x, [h1, h2] -> [h1, h2=y]       h2 is the output too
-  X, h -> Y, h; X is (time, batch, ...)   which axis is time (else: batch, time), if both work
+how a module is called (--call); the common ways are found out by trying.
+Left of -> stands what forward takes, right of it what it returns:
+  x, y  one step's input and output     X, Y  a whole sequence's
+  a name on both sides is a state; without a y, the first state is the output
 
-export imports and runs MODULE, so run it on code that you trust; serving never does.
-exit status: 0 written; 1 refused, nothing written; 2 the command line is wrong.
+  a cell, one step a call
+    x, (h, c) -> h, c
+    x, h -> y, h                 an output of its own
+    x, [h1, h2] -> [h1, h2=y]    the state h2 is the output too
+  a loop, a sequence a call
+    X, (h, c)=None -> Y, (h, c)  given None, it starts its state itself
+    X, h -> y, h                 it answers for the last step only
+    X -> Y; X is (time, batch, ...)   which axis is time, if both work
+  no state is given: it is kept on the module, or hidden in it
+    X -> Y      X -> y      x -> y
+  groups
+    (h, c) a tuple, [h, c] a list, {key: h} a dict, (h,) a tuple of one
+    x, [(h1, c1), (h2, c2)] -> y, [(h1, c1), (h2, c2)]
+    x, h -> {output: y, state: h}    a dict, or an object's attributes
+  further arguments
+    x, hx=(h, c) -> h, c         a keyword argument
+    x, h, True -> h              fixed: numbers, True, False and None
+    x, mask:1, h -> h            the last 1 column of the example
+    X, lengths -> Y              the lengths of the sequences
+    x, h, t -> h                 the index of the step
+  further results
+    x, h -> y, y, h              several y are joined on the last axis
+    x, h -> y, h, attention      a name on the right alone (or _) is dropped
+
+export imports and runs MODULE, so run it on code that you trust; serving
+never does. Exit status: 0 written; 1 refused, nothing written; 2 the command
+line is wrong. docs/exporting.md has examples, and what each error means.
 """
 
 
@@ -57,14 +73,32 @@ def main(argv: list[str] | None = None) -> int:
     except (ExportError, CarouselError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if users_line(error) is None:
+            raise  # a fault of export's own: the traceback is what we need
+        print(f"export: your module raised {describe(error)}; mend it", file=sys.stderr)
+        return 1
     return 0
 
 
 def _run(arguments: argparse.Namespace, progress: Progress) -> None:
+    with redirect_stdout(sys.stderr):  # what the user's module prints is no result of ours
+        exported = _export(arguments, progress)
+    manifest = exported.artifact.manifest
+    Console(width=TABLE_COLUMNS).print(parity_table(manifest, exported.measured))
+    for layer in manifest.lowering:
+        print(f"{layer.layer}: {layer.road}; {layer.why}")
+    print(f"wrote {exported.artifact.path}")
+    if arguments.store:
+        progress("copying into BentoML's model store")
+        print(f"BentoML model store: {publish(exported.artifact)}")
+
+
+def _export(arguments: argparse.Namespace, progress: Progress) -> Exported:
     source = _source(arguments)
     for note in source.notes if isinstance(source, Source) else ():
         print(f"export: {note}", file=sys.stderr)
-    exported = export(
+    return export(
         source,
         _name(arguments.name),
         arguments.out,
@@ -75,14 +109,6 @@ def _run(arguments: argparse.Namespace, progress: Progress) -> None:
         tolerances=dict(arguments.tolerance),
         progress=progress,
     )
-    manifest = exported.artifact.manifest
-    Console(width=TABLE_COLUMNS).print(parity_table(manifest, exported.measured))
-    for layer in manifest.lowering:
-        print(f"{layer.layer}: {layer.road}; {layer.why}")
-    print(f"wrote {exported.artifact.path}")
-    if arguments.store:
-        progress("copying into BentoML's model store")
-        print(f"BentoML model store: {publish(exported.artifact)}")
 
 
 def _source(arguments: argparse.Namespace) -> Source | OnnxSource:
@@ -133,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pipeline",
         type=Path,
         help="what stands before and after the module, .json: scaling of x and y, vocabulary, "
-        "classes, choose, alarm (README)",
+        "classes, choose, alarm (docs/exporting.md)",
     )
     add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"; see below')
     add(

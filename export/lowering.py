@@ -48,7 +48,10 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
         try:
             return lower_operators(reference, x, why=str(error))
         except LoweringError as other:
-            raise LoweringError(f"{error}; and operator by operator: {other}") from other
+            raise LoweringError(
+                f"{other}. Say it in other operations in the module ({error}), or report it with "
+                "a module that shows it"
+            ) from other
 
 
 class LoweredNetwork(Lowered):

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from export.errors import SourceError
+from export.user_code import describe
 from export.weights import check_trained, give_weights
 from service.errors import ClientError
 from service.pipeline import EXPECTED, Pipeline
@@ -70,9 +71,11 @@ def load_source(
     again = None if factory is module else partial(_build, spec, factory, arguments or {})
     digest = check_trained(module, weights, loaded, again)
     declared = load_pipeline(pipeline)
+    for value in module.parameters():  # a compiled module has no requires_grad_ of its own
+        value.requires_grad_(False)
     return Source(
         spec,
-        module.eval().requires_grad_(False),
+        module.eval(),
         digest,
         load_example(example, declared),
         declared,
@@ -104,6 +107,8 @@ def _build(spec: str, factory: Callable[..., object], arguments: Mapping[str, ob
             f"`{spec}` could not be called with {dict(arguments)}: {error}; "
             "give its arguments as JSON with --init, for example --init '{\"hidden_size\": 32}'"
         ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise SourceError(f"`{spec}` raised {describe(error)}; mend it, then export") from error
     if not isinstance(module, nn.Module):
         raise SourceError(f"`{spec}` returned {type(module).__name__}, expected a torch nn.Module")
     return module
@@ -119,6 +124,8 @@ def _import(where: str) -> ModuleType:
             f"cannot import `{where}`: {error}; run from the folder that holds it, "
             "or give a path to the .py file"
         ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise SourceError(f"importing `{where}` raised {describe(error)}; mend it") from error
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -148,11 +155,15 @@ def _load_array(path: Path) -> np.ndarray:
         example = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise SourceError(
-            f"example {path} is not a .npy file of numbers ({error}); "
+            f"example {path} is not a .npy file of numbers; "
             "write it with numpy.save from a plain float32 array"
         ) from error
     if not isinstance(example, np.ndarray) or example.dtype.kind not in "fiu":
-        raise SourceError(f"example {path} does not hold numbers; write it with numpy.save")
+        kind = example.dtype if isinstance(example, np.ndarray) else "several arrays"
+        raise SourceError(
+            f"example {path} does not hold numbers but {kind}; "
+            "write one float32 array, or integer token ids, with numpy.save"
+        )
     if example.ndim < 1 or example.size == 0:
         raise SourceError(f"example {path} has shape {example.shape}, expected (T, features)")
     if not np.isfinite(example).all():

@@ -212,8 +212,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             "or save with safetensors, and give that file"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        said = (str(error) or "it is empty").splitlines()[0]
+        if "TorchScript archive" in said:
+            said = "it is a TorchScript archive, which holds code"
         raise SourceError(
-            f"{path} is not a weights file ({error}); expected a state_dict in .safetensors or .pt"
+            f"{path} is not a weights file ({said}); expected a state_dict in .safetensors or .pt"
         ) from error
     return _find_state_dict(path, loaded)
 

@@ -37,7 +37,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"api"},
 ]
 EXPORT_ORDER: list[set[str]] = [  # the same of `export`; a package has a place of its own
-    {"errors", "reference", "lowered"},
+    {"errors", "reference", "lowered", "user_code"},
     {"weights"},
     {"source"},
     {"algebra"},

@@ -4,5 +4,5 @@ Imports run left to right only:
 
 tree <- call, conventions <- binding, extras, begin, attributes, lift <- kept, shapes
     <- start, module
-    <- probing, rows <- called
+    <- probing, rows, refusal <- called
 """

@@ -27,11 +27,11 @@ from export.calling.probing import (
     random_state,
     ways_of,
 )
+from export.calling.refusal import Refusal
 from export.calling.rows import RowByRow
 from export.calling.tree import Keyed, Listed, Named, Tree, branches
 from export.errors import CallError, CarryError, MixingError
 
-MAX_REASONS = 24  # of those tried, in the error
 Found = CalledModule | RowByRow
 
 
@@ -58,7 +58,7 @@ class _Search:
         self._x = x
         self._pristine = pristine
         self._told = False
-        self._reasons: list[str] = []
+        self._refusal = Refusal(module, x)
         self._mixing: set[str] = set()  # calls that work, but with rows that change each other
 
     def find(self, told: Call | None) -> Found:
@@ -83,7 +83,7 @@ class _Search:
                 return found[0]
             if found:
                 raise CallError(self._several(found))
-        raise CallError(self._none())
+        raise CallError(self._refusal.text(told))
 
     def _fitting(self, texts: Iterable[str]) -> list[Call]:
         """Those of `texts` whose arguments `forward` has places for."""
@@ -118,13 +118,13 @@ class _Search:
                         f"{type(self._module).__name__}: {call.text}: {error}"
                     ) from error
                 except Exception as error:  # whatever the user's code raises is the reason
-                    self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
+                    self._refusal.add(_shown(call), error)
                     if isinstance(error, MixingError):
                         self._mixing.add(call.text)
                 finally:
                     self._pristine.restore()
-            if found and rows:
-                break
+                if found and rows:  # with and without an axis of the batch it is the same
+                    return found
         return found
 
     def _check_state_counts(self, one: CalledModule) -> None:
@@ -153,7 +153,7 @@ class _Search:
             try:
                 return [self._lift_with(call, way, forms)]
             except Exception as error:  # whatever the user's code raises is the reason
-                self._reasons.append(f"  {_shown(call)}: {_first_line(error)}")
+                self._refusal.add(_shown(call), error)
             finally:
                 self._pristine.restore()
         return []
@@ -222,18 +222,6 @@ class _Search:
         name = type(self._module).__name__
         return f"{name} can be called in several ways; choose one:\n{ways}"
 
-    def _none(self) -> str:
-        reasons = list(dict.fromkeys(self._reasons))
-        more = len(reasons) - MAX_REASONS
-        shown = reasons if more <= 0 else [*reasons[:MAX_REASONS], f"  and {more} more"]
-        return (
-            f"no way was found to call {type(self._module).__name__} with x of "
-            f"{tuple(self._x.shape[2:])} features a step; tried:\n"
-            + "\n".join(shown)
-            + '\nSay how it is called, for example --call "x, (h, c) -> h, c"; '
-            "`python -m export --help` has the notation"
-        )
-
 
 def _with_lists(call: Call) -> Call:
     """The same with lists in place of tuples: to a user they are often the same."""
@@ -259,7 +247,3 @@ def _shown(call: Call, axis: int | None = None) -> str:
     known = call.time_axis if axis is None else axis
     axes = next((words for words, number in AXES.items() if number == known), "")
     return f"{call.text}; {axes}" if axes and "lifted" not in call.text else call.text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -94,6 +94,11 @@ def conventions(module: nn.Module, x: Tensor) -> list[Sequence[str]]:
     return [(*starting, *COMMON_CALLS), _returned(module, x), rarer]
 
 
+def is_state_name(name: str) -> bool:
+    """Whether people call a state so."""
+    return _STATE.fullmatch(name) is not None
+
+
 def _parameters(module: nn.Module) -> list[str]:
     """The names of the positional parameters of `forward`."""
     try:

@@ -248,7 +248,10 @@ class _Probe:
             few_y, few_after = self._found.run(x[rows], {n: v[rows] for n, v in state.items()})
             pairs = [(y[rows], few_y), *((after[n][rows], few_after[n]) for n in after)]
             if not all(is_close(a, b) for a, b in pairs):
-                raise MixingError("a row's result depends on the other rows of its batch")
+                raise MixingError(
+                    "a row's result depends on the other rows of its batch (a sum, a mean or an "
+                    "`if` over the batch?)"
+                )
 
     def _find_start(self) -> None:
         found = self._found

@@ -58,6 +58,11 @@ def compare(name: str, tensors: Sequence[Tensor], batches: Sequence[int]) -> Out
         if len(grown) == 1 and (small[grown[0]], large[grown[0]]) == tuple(batches):
             axis = grown[0]
             return Outside(StateSpec(name, small[:axis] + small[axis + 1 :]), axis, dtype)
+    if small == large:
+        raise CallError(
+            f"state `{name}` has shape {small} for a batch of {batches[0]} as for {batches[1]}: it "
+            "is one value for all rows, and each needs its own; give it an axis of the batch"
+        )
     raise CallError(
         f"state `{name}` has shape {small} for a batch of {batches[0]} and {large} "
         f"for {batches[1]}; no one axis is the batch"

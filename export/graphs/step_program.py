@@ -208,11 +208,13 @@ def _free_batch(trace: Trace) -> fx.GraphModule:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return said.partition(". Failure message:")[0][:200]
 
 
 def _cause(error: BaseException) -> str:
     """The innermost error's first line: the outer ones are torch's advice on filing reports."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return said.partition(". Failure message:")[0][:200]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.calling.call import OUTPUTS, parse_call
+from export.calling.refusal import Refusal, describe_features, signature_of
 from export.errors import CallError
 
 PLAIN_CALLS = ("X -> Y", "X -> y")
@@ -68,7 +69,7 @@ def find_window_call(
     Raises:
         CallError: it cannot be called so (each way with its reason), or its output is unclear.
     """
-    reasons: list[str] = []
+    refusal = Refusal(module, x)
     for call in _candidates(notation):
         try:
             with torch.no_grad():
@@ -76,11 +77,11 @@ def find_window_call(
         except _AmbiguousError:
             raise
         except Exception as error:  # whatever the user's code raises is the reason
-            reasons.append(f"  {call.text}, {AXES[call.time_axis]}: {_first_line(error)}")
+            refusal.add(f"{call.text}; {AXES[call.time_axis]}", error)
     raise CallError(
-        f"no way was found to call {type(module).__name__} on windows of {window} steps of "
-        f"{tuple(x.shape[2:])} features; tried:\n"
-        + "\n".join(dict.fromkeys(reasons))
+        f"no way was found to call {signature_of(module)} on windows of {window} steps with x of "
+        f"{describe_features(x)}; tried:\n"
+        + "\n".join(refusal.reasons())
         + '\nSay how it is called, for example --call "X -> y" or --call "X, h=None -> Y, h"'
     )
 
@@ -215,7 +216,3 @@ def _cut(x: Tensor, count: int, steps: int) -> Tensor:
     index = (starts[:, None] + torch.arange(steps)) % x.shape[1]
     rows = torch.arange(count)[:, None] % x.shape[0]
     return x[rows, index]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -51,7 +51,7 @@ def test_the_inner_interface_is_batch_first(batch_first: bool) -> None:
 
 def test_no_way_lists_what_was_tried() -> None:
     """A module of other width is refused with the reason of every try."""
-    with pytest.raises(CallError, match=r"no way .* \(3,\) features a step; tried:\n(?s:.*)--call"):
+    with pytest.raises(CallError, match=r"no way .* x of 3 features a step; tried:\n(?s:.*)--call"):
         find_call(LSTMCell(5, 8).eval(), X)
 
 
