@@ -9,7 +9,7 @@ Rules
   a relu at zero nor a saturated gate hides a dependence in all of them. -1: it is constant.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,6 +87,7 @@ class Unrolled:
             CallError: it cannot be traced, or rows of the batch meet in it.
         """
         self.steps, self.time_axis = steps, time_axis
+        self._inputs: dict[fx.Node, Array] = {}  # taken for inputs, beside x
         self._module, self._example = module, x
         self.batch = batch or _choose_batch(module, x, steps)
         self.x = self.draw(0)
@@ -132,8 +133,24 @@ class Unrolled:
         scale = scale[torch.randperm(self.batch, generator=generator)]
         return torch.randn(shape, generator=generator) * scale.reshape(-1, *[1] * (len(shape) - 1))
 
-    def evaluate(self, x: Tensor) -> dict[fx.Node, object]:
-        """The value of every node in float64, for x (B, K, ...)."""
+    def take_as_input(self, node: fx.Node, positions: Array) -> None:
+        """Take a node for an input of its own: what it holds at step t is of time t.
+
+        Args:
+            node: of one value with a batch.
+            positions: (n,), for each element of a row, the step that it is for.
+        """
+        self._inputs[node] = positions
+        for cached in ("times", "_by_value"):
+            self.__dict__.pop(cached, None)
+
+    def evaluate(self, x: Tensor, moved: int | None = None) -> dict[fx.Node, object]:
+        """The value of every node in float64, for x (B, K, ...).
+
+        Args:
+            x: as drawn, or with one step of it changed.
+            moved: that step; what else is taken for an input is changed there too.
+        """
         outside = self.outside(x)
         values: dict[fx.Node, object] = {}
         for node in self.nodes:
@@ -141,7 +158,17 @@ class Unrolled:
                 values[node] = outside.double() if outside.is_floating_point() else outside
             else:
                 values[node] = self._computed(node, values)
+            if moved is not None and node in self._inputs:
+                values[node] = self.moved_at(node, values[node], self._inputs[node] == moved)
         return values
+
+    def moved_at(self, node: fx.Node, value: object, mask: Array) -> Tensor:
+        """A value of `node` with other elements where a row's `mask` (n,) says."""
+        if not isinstance(value, Tensor):
+            raise CallError(f"{self.describe(node)} gives no tensor")
+        rows = self.layouts[node]
+        wide = torch.from_numpy(mask).expand(self.batch, -1)
+        return torch.where(rows.full(wide), _other(value, rows), value)
 
     def compute(self, node: fx.Node, values: dict[fx.Node, object]) -> object:
         """The value of one node, from those of its arguments."""
@@ -227,7 +254,7 @@ class Unrolled:
                 for step in range(self.steps):
                     moved = x.clone()
                     moved[:, step] = other[:, step]
-                    self._mark(found, base, self.evaluate(moved), step)
+                    self._mark(found, base, self.evaluate(moved, step), step)
         return found
 
     def _mark(
@@ -253,14 +280,22 @@ class Unrolled:
             )
         ]
 
-    def alike(self, rows: Array | None) -> list[fx.Node]:
-        """The nodes whose value has these rows (B, n), up to the rounding of float64."""
+    def alike(
+        self, rows: Array | None, among: Collection[fx.Node] | None = None
+    ) -> list[fx.Node]:
+        """The nodes whose value has these rows (B, n), up to the rounding of float64.
+
+        Args:
+            rows: None: there are none.
+            among: the nodes in question; None: all that depend on x.
+        """
         if rows is None:
             return []
         allowed = SAME * max(1.0, float(np.abs(rows).max()))
         found = []
         for node in self.nodes:
-            mine = self.rows(node) if self.classes(node) else None
+            asked = self.classes(node) if among is None else node in among
+            mine = self.rows(node) if asked else None
             if mine is None or (mine.shape, mine.dtype) != (rows.shape, rows.dtype):
                 continue
             if np.abs(mine - rows).max() <= allowed:
