@@ -50,18 +50,24 @@ class Boundary:
     """What crosses from step `time` to the next, and the least state that it can be made of."""
 
     def __init__(
-        self, unrolled: Unrolled, edges: Collection[Edge], time: int, pooled: Collection[fx.Node]
+        self,
+        unrolled: Unrolled,
+        edges: Collection[Edge],
+        time: int,
+        pooled: Collection[fx.Node],
+        shifted: Collection[fx.Node] = (),
     ) -> None:
         """Args:
-        pooled: the nodes of poolings over time, whose memory is found otherwise.
+        pooled: the nodes of poolings and shifts over time, whose memory is found otherwise.
+        shifted: those that give what is shifted, and count as inputs.
         """
         self._unrolled, self._time = unrolled, time
         edges = [e for e in edges if e.user not in pooled]
         self.crossing = [e for e in edges if e.start == time and e.stop > time]
         self._inner = [e for e in edges if e.start == e.stop == time]
         self._entries = {e.user for e in edges if e.start < time == e.stop}
-        if time in unrolled.classes(unrolled.placeholder):
-            self._entries.add(unrolled.placeholder)
+        inputs = (unrolled.placeholder, *shifted)
+        self._entries |= {n for n in inputs if time in unrolled.classes(n)}
 
     def state(self, allowed: Collection[fx.Node]) -> list[fx.Node]:
         """The nodes whose values are the state after this step, in the order of computation.

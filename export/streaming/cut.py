@@ -19,6 +19,7 @@ from export.errors import CallError, CausalityError
 from export.reference import StateSpec
 from export.streaming.boundary import Boundary, find_edges
 from export.streaming.pooling import WINDOWED, Pool, Pooling, find_poolings
+from export.streaming.shifting import Shift, find_shifts, place_shifts, steps_needed
 from export.streaming.single_step import Carried, SingleStep
 from export.streaming.unrolled import Unrolled, walk
 
@@ -41,20 +42,23 @@ class Cut:
             CallError: it has no state of a fixed size, or its start was not found.
             CausalityError: it looks ahead, or over the sequence as a whole.
         """
-        unrolled = Unrolled(module, x, STEPS, time_axis)
         with torch.no_grad():
+            unrolled, shifts = _unroll(module, x, time_axis)
             edges = find_edges(unrolled)
-            poolings = find_poolings(unrolled, edges)
+            shifted = {node for shift in shifts for node in shift.nodes}
+            poolings = find_poolings(unrolled, edges, shifted)
             if gives_all:
                 _refuse_looking_ahead(unrolled, poolings)
             pooled = {node for pooling in poolings for node in pooling.nodes}
-            boundaries = [Boundary(unrolled, edges, t, pooled) for t in range(2)]
-            single = Unrolled(module, x, 1, time_axis, unrolled.batch)
-            single.x = unrolled.x[:, :1]
+            exits = [shift.exit for shift in shifts]
+            boundaries = [Boundary(unrolled, edges, t, pooled | shifted, exits) for t in range(2)]
+            single = unrolled.shortened(1)
+            pools: list[Pool] = [*place_shifts(shifts, unrolled, single)]
+            registers = len(pools)
             carried = _Match(unrolled, single, boundaries).carried()
-            pools: list[Pool] = []
             for pooling in poolings:
-                pools.append(pooling.place(unrolled, single, [p.node for p in pools]))
+                taken = [p.node for p in pools[registers:]]
+                pools.append(pooling.place(unrolled, single, taken))
         if not carried and not pools:
             raise CallError("nothing goes on from one step to the next: it has no state")
         named = _named(carried)
@@ -69,9 +73,22 @@ class Cut:
             candidates = (part.name, *(f"{part.name}{i}" for i in range(2, 1 << 20)))
             name = next(n for n in candidates if n not in self.starts)
             self.specs.append(StateSpec(name, (part.size,)))
-            self.starts[name] = torch.full((part.size,), part.start)
+            self.starts[name] = torch.as_tensor(part.start).float().expand(part.size)
             names.append(name)
         return names
+
+
+def _unroll(module: nn.Module, x: Tensor, time_axis: int) -> tuple[Unrolled, list[Shift]]:
+    """The module over as many steps as show how far back its shifts reach, and these."""
+    unrolled = Unrolled(module, x, STEPS, time_axis)
+    while True:
+        needed = steps_needed(unrolled)
+        if needed > unrolled.steps:
+            unrolled = Unrolled(module, x, needed, time_axis)
+        shifts = find_shifts(unrolled)
+        if shifts is not None:
+            return unrolled, shifts
+        unrolled = Unrolled(module, x, 2 * unrolled.steps, time_axis)
 
 
 def _refuse_looking_ahead(unrolled: Unrolled, poolings: Sequence[Pooling]) -> None:

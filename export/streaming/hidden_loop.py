@@ -11,8 +11,8 @@ from export.reference import Reference, State, StateSpec
 from export.streaming.cut import Cut
 
 PREFIXES = 12  # of a module that gives its last step only, each a call on all before it
-PROBE_BATCHES, PROBE_STEPS = (2, 3), 12
-PROBE_CUTS = (1, 2, 6)  # steps at which a chunk begins
+PROBE_BATCHES, PROBE_STEPS = (2, 3), 40  # more than most shifts reach back
+PROBE_CUTS = (1, 2, 17)  # steps at which a chunk begins
 PROBE_TOLERANCE = 1e-4  # relative, float32; the gate checks it over thousands of steps
 
 

@@ -88,6 +88,7 @@ class Unrolled:
         """
         self.steps, self.time_axis = steps, time_axis
         self._inputs: dict[fx.Node, Array] = {}  # taken for inputs, beside x
+        self._steps_of: dict[fx.Node, Array] = {}  # what is known of times
         self._module, self._example = module, x
         self.batch = batch or _choose_batch(module, x, steps)
         self.x = self.draw(0)
@@ -108,6 +109,12 @@ class Unrolled:
         if not isinstance(found, fx.Node):
             raise CallError("its output does not depend on x")
         self.output = found
+
+    def shortened(self, steps: int) -> "Unrolled":
+        """The same module over the first `steps` of the same x."""
+        other = Unrolled(self._module, self._example, steps, self.time_axis, self.batch)
+        other.x = self.x[:, :steps]
+        return other
 
     def _refuse_random(self, values: dict[fx.Node, object]) -> None:
         for node in self.nodes:
@@ -140,9 +147,21 @@ class Unrolled:
             node: of one value with a batch.
             positions: (n,), for each element of a row, the step that it is for.
         """
-        self._inputs[node] = positions
+        self._inputs[node] = self._steps_of[node] = positions
         for cached in ("times", "_by_value"):
             self.__dict__.pop(cached, None)
+
+    def take_as_sequence(self, node: fx.Node, positions: Array) -> None:
+        """Of a node that is made of inputs step by step: a unit that is off in every row would hide
+        of which step it is.
+        """
+        self._steps_of[node] = positions
+        if "times" in self.__dict__:
+            self._set_known(self.times, node)
+
+    def _set_known(self, times: dict[fx.Node, list[Array]], node: fx.Node) -> None:
+        found = times[node][0]
+        times[node] = [np.where(found == CONSTANT, CONSTANT, self._steps_of[node])]
 
     def evaluate(self, x: Tensor, moved: int | None = None) -> dict[fx.Node, object]:
         """The value of every node in float64, for x (B, K, ...).
@@ -168,7 +187,7 @@ class Unrolled:
             raise CallError(f"{self.describe(node)} gives no tensor")
         rows = self.layouts[node]
         wide = torch.from_numpy(mask).expand(self.batch, -1)
-        return torch.where(rows.full(wide), _other(value, rows), value)
+        return _where(rows.full(wide), _other(value, rows), value)
 
     def compute(self, node: fx.Node, values: dict[fx.Node, object]) -> object:
         """The value of one node, from those of its arguments."""
@@ -255,6 +274,8 @@ class Unrolled:
                     moved = x.clone()
                     moved[:, step] = other[:, step]
                     self._mark(found, base, self.evaluate(moved, step), step)
+        for node in self._steps_of:
+            self._set_known(found, node)
         return found
 
     def _mark(
@@ -280,9 +301,7 @@ class Unrolled:
             )
         ]
 
-    def alike(
-        self, rows: Array | None, among: Collection[fx.Node] | None = None
-    ) -> list[fx.Node]:
+    def alike(self, rows: Array | None, among: Collection[fx.Node] | None = None) -> list[fx.Node]:
         """The nodes whose value has these rows (B, n), up to the rounding of float64.
 
         Args:
@@ -355,10 +374,19 @@ class Unrolled:
             mask = torch.from_numpy(times == time)
             wide = mask.expand(self.batch, -1)
             at = rows.full(wide) if rows else mask.reshape(part.shape)
-            moved.append(torch.where(at, _other(part, rows), part))
+            moved.append(_where(at, _other(part, rows), part))
         if isinstance(value, Tensor):
             return moved[0]
         return type(value)(moved)  # type: ignore[call-arg]
+
+
+def descendants(graph: Unrolled, node: fx.Node) -> set[fx.Node]:
+    """A node and all that is made of it."""
+    found = {node}
+    for n in graph.nodes[graph.order[node] :]:
+        if any(a in found for a in n.all_input_nodes):
+            found.add(n)
+    return found
 
 
 def leaves(node: fx.Node) -> list[object]:
@@ -409,6 +437,20 @@ def _row_mask(rows: Rows | None, changed: Tensor) -> Array:
     flat = rows.flat(changed).any(dim=0) if rows else changed.reshape(-1)
     found: Array = flat.numpy()
     return found
+
+
+def _where(mask: Tensor, other: Tensor, value: Tensor) -> Tensor:
+    """`other` where the mask says, laid in memory as `value` is: a sigmoid of single elements and
+    one of eight together round differently.
+    """
+    found = torch.where(mask, other, value)
+    if value.is_contiguous() or 0 in value.stride() or value.numel() == 0:
+        return found
+    alike = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    storage = alike.untyped_storage().nbytes() // alike.element_size()
+    if storage < value.numel():  # elements share their memory
+        return found
+    return alike.copy_(found)
 
 
 def _other(part: Tensor, rows: Rows | None) -> Tensor:
