@@ -119,7 +119,7 @@ def check_chunks(reference: Reference, x: Tensor) -> None:
         CausalityError: they differ.
     """
     probe = _probe(x, PROBE_BATCHES[1])
-    steps = [0, 1, PROBE_STEPS - 1]
+    steps = sorted({0, *PROBE_CUTS, PROBE_STEPS - 1})
     with torch.no_grad():
         whole = reference.whole(probe, steps)
         state, ys = reference.initial(len(probe)), []

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from export.errors import CausalityError
 from export.streaming.copying import Copy
 from export.streaming.pooling import KINDS, WINDOWED, Part, Pool
-from export.streaming.unrolled import SAME, Array, Rows, Unrolled, descendants, leaves
+from export.streaming.unrolled import SAME, Array, Rows, Unrolled, leaves
 
 aten = torch.ops.aten
 LONGEST = 128  # steps that a shift may reach back; the module is traced over as many
@@ -35,6 +35,14 @@ WINDOWS = {
     aten.avg_pool2d.default,
     aten.max_pool2d_with_indices.default,
     aten.roll.default,
+}
+
+
+FILLED: dict[object, float] = {  # made of a value's shape alone
+    aten.zeros_like.default: 0.0,
+    aten.ones_like.default: 1.0,
+    aten.new_zeros.default: 0.0,
+    aten.new_ones.default: 1.0,
 }
 
 
@@ -54,9 +62,18 @@ class Shift:
         return self.inner | {self.exit}
 
 
+def _made(graph: Unrolled) -> set[fx.Node]:
+    """What is made of elements of x."""
+    found = {graph.placeholder}
+    for n in graph.nodes:
+        if n.target not in FILLED and any(a in found for a in n.all_input_nodes):
+            found.add(n)
+    return found
+
+
 def steps_needed(unrolled: Unrolled) -> int:
     """How many steps show how far back a window of the graph reaches, by the numbers in it."""
-    made = descendants(unrolled, unrolled.placeholder)
+    made = _made(unrolled)
     reaches = [n for node in unrolled.nodes if node in made for n in _numbers(unrolled, node)]
     return max((n + 2 for n in reaches if n <= LONGEST), default=0)
 
@@ -90,7 +107,7 @@ def find_shifts(unrolled: Unrolled) -> list[Shift] | None:
 class _Search:
     def __init__(self, unrolled: Unrolled) -> None:
         self._unrolled = unrolled
-        self._made = descendants(unrolled, unrolled.placeholder)
+        self._made = _made(unrolled)
         self._axes: dict[fx.Node, int] = {unrolled.placeholder: 0}  # of the sequences
         self.shifts: list[Shift] = []
         self.is_short = False
@@ -225,7 +242,7 @@ class _Region:
 
     def __init__(self, shift: Shift, unrolled: Unrolled, short: Unrolled) -> None:
         self.short, self._steps = short, short.steps
-        made = descendants(short, short.placeholder)
+        made = _made(short)
         aliases: dict[fx.Node, tuple[int, int]] = {}  # -> which source, its axis of steps
         for i, (source, axis) in enumerate(shift.sources.items()):
             rest = unrolled.layouts[source].rest
@@ -330,11 +347,11 @@ class _RegionGraph(Copy):
             env[node] = value
         wanted = {region.exit, *region.inner}
         for node in reversed(self._source.nodes):
-            if node in wanted and node not in env:
+            if node in wanted and node not in env and node.target not in FILLED:
                 wanted |= {n for n in node.all_input_nodes if n not in env}
         for node in self._source.nodes:
             if node in wanted and node not in env:
-                env[node] = self.copy(node, env, {})
+                env[node] = self._filled(node) or self.copy(node, env, {})
         rows = self._source.layouts[region.exit]
         value = env[region.exit]
         if rows.batch_axis:
@@ -346,6 +363,16 @@ class _RegionGraph(Copy):
         self._graph.output(self._call(aten.reshape.default, value, [-1, *size]))
         self._graph.eliminate_dead_code()
         return fx.GraphModule(self._root, self._graph)
+
+    def _filled(self, node: fx.Node) -> fx.Node | None:
+        if node.target not in FILLED:
+            return None
+        value = _tensor(self._source.values[node])
+        sizes = [self._sized(n) for n in value.shape]
+        filled = self._call(aten.full.default, sizes, FILLED[node.target])
+        if not value.is_floating_point():
+            filled.kwargs = {"dtype": value.dtype}
+        return filled
 
 
 class Register(Pool):
