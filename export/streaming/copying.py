@@ -1,7 +1,7 @@
 """Nodes of a trace written into another graph, for any batch."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -94,6 +94,13 @@ class Copy:
             value = self._call(aten.reshape.default, value, [-1, *rows.rest])
             value = self._call(aten.movedim.int, value, 0, rows.batch_axis)
         return self._call(aten.reshape.default, value, [self._sized(n) for n in rows.shape])
+
+    def _flat(self, value: fx.Node, rows: Rows, shape: Sequence[int]) -> fx.Node:
+        """A value of the graph as a state (B, *shape)."""
+        if rows.batch_axis:
+            value = self._call(aten.reshape.default, value, [self._sized(n) for n in rows.split])
+            value = self._call(aten.movedim.int, value, rows.batch_axis, 0)
+        return self._call(aten.reshape.default, value, [-1, *shape])
 
     def _call(self, target: object, *args: object) -> fx.Node:
         return self._graph.call_function(target, args)  # type: ignore[arg-type]

@@ -353,11 +353,7 @@ class _RegionGraph(Copy):
             if node in wanted and node not in env:
                 env[node] = self._filled(node) or self.copy(node, env, {})
         rows = self._source.layouts[region.exit]
-        value = env[region.exit]
-        if rows.batch_axis:
-            value = self._call(aten.reshape.default, value, [self._sized(n) for n in rows.split])
-            value = self._call(aten.movedim.int, value, rows.batch_axis, 0)
-        value = self._call(aten.reshape.default, value, [-1, *rows.rest])
+        value = self._flat(env[region.exit], rows, rows.rest)
         value = self._call(aten.select.int, value, region.axis + 1, steps - 1)
         size = [int(np.prod(rows.rest)) // steps]
         self._graph.output(self._call(aten.reshape.default, value, [-1, *size]))

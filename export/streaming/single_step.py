@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from export.streaming.copying import Copy
+from export.streaming.counting import Place, shaped_count
 from export.streaming.pooling import Pool, SoftmaxPool
 from export.streaming.unrolled import Rows, Unrolled
 
@@ -37,14 +38,19 @@ class SingleStep(Copy):
         single: Unrolled,
         carried: Mapping[str, Carried],
         pools: Sequence[tuple[Pool, list[str]]],
+        counts: Mapping[Place, bool] | None = None,
+        count: str = "count",
     ) -> None:
         """Args:
         carried: name -> state.
         pools: each with the names of its parts.
+        counts: where the number of steps is taken (see `counting`); None: nowhere.
+        count: the name of the state that counts them.
         """
         super().__init__(single)
         self._single = single
         self._carried, self._pools = carried, pools
+        self._counts, self._count = counts or {}, [count] if counts else []
         self._softmaxes = {p.operation for p, _ in pools if isinstance(p, SoftmaxPool)}
 
     def write(self) -> fx.GraphModule:
@@ -52,7 +58,11 @@ class SingleStep(Copy):
         graph = self._graph
         x = graph.placeholder("x")
         env = {self._single.placeholder: x}
-        names = [*self._carried, *(name for _, names in self._pools for name in names)]
+        names = [
+            *self._carried,
+            *(name for _, names in self._pools for name in names),
+            *self._count,
+        ]
         inputs = {name: graph.placeholder(f"{name}_0") for name in names}
         self._size = self._call(aten.sym_size.int, x, 1 - self._single.time_axis)
         given = {
@@ -61,6 +71,13 @@ class SingleStep(Copy):
             for place, rows in state.injections.items()
         }
         outputs: dict[str, fx.Node] = {}
+        for name in self._count:
+            outputs[name] = self._call(aten.add.Tensor, inputs[name], 1)
+            for (user, leaf), is_inverse in self._counts.items():
+                rows = self._single.layouts[user]
+                given[user, leaf] = self._call(
+                    shaped_count, outputs[name], len(rows.shape), rows.axis, is_inverse
+                )
         for node in self._single.nodes:
             if node not in env:
                 env[node] = self._copied(node, env, given)
@@ -74,7 +91,7 @@ class SingleStep(Copy):
                         n: self._call(operator.getitem, new, i) for i, n in enumerate(parts)
                     }
         for name, state in self._carried.items():
-            outputs[name] = self._flat(env[state.node], state)
+            outputs[name] = self._flat(env[state.node], state.rows, state.shape)
         graph.output((env[self._single.output], *(outputs[name] for name in names)))
         graph.eliminate_dead_code()
         return fx.GraphModule(self._root, graph)
@@ -88,11 +105,3 @@ class SingleStep(Copy):
         if node in self._softmaxes:  # over one step, all weight is on it
             return self._call(aten.ones_like.default, env[node.all_input_nodes[0]])
         return self.copy(node, env, given)
-
-    def _flat(self, value: fx.Node, state: Carried) -> fx.Node:
-        """A value of the graph as a state (B, ...)."""
-        rows = state.rows
-        if rows.batch_axis:
-            value = self._call(aten.reshape.default, value, [self._sized(n) for n in rows.split])
-            value = self._call(aten.movedim.int, value, rows.batch_axis, 0)
-        return self._call(aten.reshape.default, value, [-1, *state.shape])
