@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten
 from export.algebra.trace import Trace, make_graph
 from export.errors import CallError
 from export.streaming.places import describe_operation
+from export.streaming.softmaxes import put_softmaxes
 
 Array = np.ndarray
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 79, 83, 89, 97, 101)
@@ -99,6 +100,8 @@ class Unrolled:
         except Exception as error:  # whatever the user's code raises
             line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CallError(f"it could not be traced over {steps} steps: {line}") from error
+        with torch.no_grad():
+            graph = put_softmaxes(graph, self._run)
         self._trace = Trace(graph, self.batch, (), (), ())
         self.root = graph
         self.nodes: list[fx.Node] = [n for n in graph.graph.nodes if n.op != "output"]
@@ -109,6 +112,19 @@ class Unrolled:
         if not isinstance(found, fx.Node):
             raise CallError("its output does not depend on x")
         self.output = found
+
+    def _run(self, graph: fx.GraphModule) -> Tensor:
+        """What a graph gives for x, in float64."""
+        trace, values = Trace(graph, self.batch, (), (), ()), dict[fx.Node, object]()
+        outside = self.outside(self.x)
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = outside.double() if outside.is_floating_point() else outside
+            elif node.op != "output":
+                values[node] = trace.compute(node, values)
+        output = next(n for n in graph.graph.nodes if n.op == "output")
+        found = values.get(output.all_input_nodes[0]) if output.all_input_nodes else None
+        return found if isinstance(found, Tensor) else torch.zeros(1)
 
     def shortened(self, steps: int) -> "Unrolled":
         """The same module over the first `steps` of the same x."""

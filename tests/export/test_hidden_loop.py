@@ -153,23 +153,6 @@ def test_what_looks_ahead_is_named(module: type[nn.Module], what: str) -> None:
         find_reference(_build(module), X)
 
 
-class _FromTheInput(nn.Module):
-    """Its state begins with what the first input says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.start = nn.Linear(3, 5)
-        self.w = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.start(x[:, 0])
-        out = []
-        for t in range(x.size(1)):
-            h = torch.tanh(self.w(torch.cat([x[:, t], h], 1)))
-            out.append(h)
-        return torch.stack(out, 1)
-
-
 class _RandomStart(InlineChunk):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.randn(x.size(0), H)
@@ -188,7 +171,6 @@ class _BatchMean(OwnCell):
 @pytest.mark.parametrize(
     ("module", "what"),
     [
-        (_FromTheInput, "in `w` takes of the step before has no start that is the same"),
         (_RandomStart, "randn draws random numbers"),
         (_BatchMean, "rows of the batch meet at the mean"),
         (lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "it has no state"),
