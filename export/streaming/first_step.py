@@ -112,7 +112,7 @@ class FirstApart(nn.Module):
             torch.where(count.reshape([-1 if i == axis else 1 for i in range(a.ndim)]) > 0, a, b)
             for a, b, axis in zip(later, first, (self._axis, *[0] * len(given)), strict=True)
         ]
-        return (*new, count + 1 if self.is_counted else torch.ones_like(count))
+        return (*new, count + 1 if self.is_counted else (count + 1).clamp(max=1))
 
 
 def _alike(graph: Unrolled, unrolled: Unrolled, node: fx.Node) -> list[fx.Node]:

@@ -121,6 +121,14 @@ class LogSoftmax(Pooled):
         return (F.log_softmax(self.scores(out)[..., :1], dim=1).exp() * out).sum(1)
 
 
+class Unnormalised(Pooled):
+    """The sum of the exponentials and one: no softmax, two running sums."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        e = torch.exp(self.scores(out)[..., :1] / 20)
+        return (e * out).sum(1) / (1 + e.sum(1))
+
+
 class SumOverLength(Pooled):
     def pool(self, out: Tensor) -> Tensor:
         return self.hidden(out.sum(dim=1) / out.shape[1])  # type: ignore[no-any-return]
@@ -147,6 +155,7 @@ CASES = [
     (Normalised, {"h": H, "m": 1, "l": 1, "a": H}),
     (LogSumExp, {"h": H, "m": 1, "l": 1, "a": H}),
     (LogSoftmax, {"h": H, "m": 1, "l": 1, "a": H}),
+    (Unnormalised, {"h": H, "sum": H, "sum2": 1}),
     (SumOverLength, {"h": H, "sum": H, "count": 1}),
     (Lengths, {"h": H, "sum": H, "count": 1}),
     (TotalOverLength, {"h1": H, "h2": H, "count": 1}),
