@@ -31,6 +31,28 @@ def find_counts(unrolled: Unrolled, short: Unrolled) -> Mapping[Place, bool]:
     return found
 
 
+def find_position(unrolled: Unrolled, single: Unrolled) -> fx.Node | None:
+    """What takes a constant that is another at each step, as a positional encoding is."""
+    firsts = [v for n in single.nodes if (v := _constant(single, n)) is not None]
+    for node in unrolled.nodes:
+        value = _constant(unrolled, node)
+        users = [user for user in node.users if unrolled.classes(user)]
+        for axis, size in enumerate(() if value is None else value.shape):
+            if value is None or size != unrolled.steps or not users:
+                continue
+            first = value.narrow(axis, 0, 1)
+            if not torch.equal(value, first.expand_as(value)) and any(
+                first.shape == one.shape and torch.equal(first, one) for one in firsts
+            ):
+                return users[0]
+    return None
+
+
+def _constant(unrolled: Unrolled, node: fx.Node) -> Tensor | None:
+    value = unrolled.values[node]
+    return value if isinstance(value, Tensor) and not unrolled.classes(node) else None
+
+
 def shaped_count(count: Tensor, ndim: int, axis: int, is_inverse: bool) -> Tensor:
     """(B, 1) as a number for each row of a value whose batch is on `axis`."""
     shaped = count.reshape([-1 if i == axis else 1 for i in range(ndim)])

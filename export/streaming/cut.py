@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from export.errors import CallError, CausalityError
 from export.reference import StateSpec
 from export.streaming.boundary import Boundary, find_edges
-from export.streaming.counting import find_counts
+from export.streaming.counting import find_counts, find_position
 from export.streaming.first_step import FirstApart, find_states
 from export.streaming.pooling import WINDOWED, Pool, Pooling, find_poolings
 from export.streaming.shifting import Shift, find_shifts, place_shifts, steps_needed
@@ -55,6 +55,8 @@ class Cut:
             exits = [shift.exit for shift in shifts]
             boundaries = [Boundary(unrolled, edges, t, pooled | shifted, exits) for t in range(2)]
             single = unrolled.shortened(1)
+            position = find_position(unrolled, single)
+            self.position = unrolled.describe(position) if position else ""
             pools: list[Pool] = [*place_shifts(shifts, unrolled, single)]
             registers = len(pools)
             try:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from export.errors import CallError, CausalityError, ExportError
 from export.reference import Reference, State, StateSpec
 from export.streaming.cut import Cut
+from export.streaming.pooling import WINDOWED
 
 PREFIXES = 12  # of a module that gives its last step only, each a call on all before it
 PROBE_BATCHES, PROBE_STEPS = (2, 3), 40  # more than most shifts reach back
@@ -89,6 +90,11 @@ class CutModule(Reference):
         return torch.stack([self._call(x[:, : t + 1]) for t in steps], dim=1)
 
     def what_looks_ahead(self) -> str:
+        if self._cut.position:
+            return (
+                f"There, {self._cut.position} takes a constant that is another at each step (a positional "
+                f"encoding, a decay with age), and the step's index is no state{WINDOWED}"
+            )
         return "It looks ahead, or remembers something that its first steps do not show"
 
     def _call(self, x: Tensor) -> Tensor:

@@ -139,9 +139,23 @@ class _MeanTakenOff(nn.Module):
         return y
 
 
+class _Positions(nn.Module):
+    """A sine of the step's index is added to each input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = torch.sin(torch.arange(x.size(1), dtype=torch.float32)).unsqueeze(1)
+        y: Tensor = self.gru(x + position)[0]
+        return y
+
+
 @pytest.mark.parametrize(
     ("module", "what"),
     [
+        (_Positions, r"the add takes a constant that is another at each step"),
         (_Loop, r"at `back` takes step 1 after step 3 has come"),
         (_Convolved, r"the convolution in `conv` takes step 0 after step 2"),
         (_MeanTakenOff, r"the mean at `gru` is over time, .* it looks ahead"),
