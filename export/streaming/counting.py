@@ -36,7 +36,7 @@ def find_position(unrolled: Unrolled, single: Unrolled) -> fx.Node | None:
     firsts = [v for n in single.nodes if (v := _constant(single, n)) is not None]
     for node in unrolled.nodes:
         value = _constant(unrolled, node)
-        users = [user for user in node.users if unrolled.classes(user)]
+        users = [u for u in node.users if u in unrolled.order and unrolled.classes(u)]
         for axis, size in enumerate(() if value is None else value.shape):
             if value is None or size != unrolled.steps or not users:
                 continue

@@ -92,8 +92,8 @@ class CutModule(Reference):
     def what_looks_ahead(self) -> str:
         if self._cut.position:
             return (
-                f"There, {self._cut.position} takes a constant that is another at each step (a positional "
-                f"encoding, a decay with age), and the step's index is no state{WINDOWED}"
+                f"There, {self._cut.position} takes a constant that is another at each step (a "
+                f"positional encoding, a decay with age), and the step's index is no state{WINDOWED}"
             )
         return "It looks ahead, or remembers something that its first steps do not show"
 
