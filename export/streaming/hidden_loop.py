@@ -93,7 +93,8 @@ class CutModule(Reference):
         if self._cut.position:
             return (
                 f"There, {self._cut.position} takes a constant that is another at each step (a "
-                f"positional encoding, a decay with age), and the step's index is no state{WINDOWED}"
+                "positional encoding, a decay with age), and the step's index is no state"
+                f"{WINDOWED}"
             )
         return "It looks ahead, or remembers something that its first steps do not show"
 
