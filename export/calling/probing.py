@@ -209,8 +209,6 @@ class _Probe:
         last = self._pieces[max(shapes)]
         if self._call.is_last_only and self._y_shape(last[:, :SHORT]) != shapes[max(shapes)]:
             raise CallError("y has another shape for a shorter X: it is no last step's; is it Y?")
-        if self._call.output == "Y" and self._y_shape(last[:, :SHORT]) == shapes[max(shapes)]:
-            raise CallError("Y has the same shape for a shorter X: it has no steps; is it y?")
         batch, shape = max(shapes.items())
         if self._call.output == "Y" and batch > 1 and shape[:1] == (batch * STEPS,):
             layout = replace(self._found.layout, is_y_flat=True, y_shape=shape[1:])

@@ -140,6 +140,16 @@ class Lengths(Pooled):
         return out.sum(dim=1) / lengths.unsqueeze(1)
 
 
+class Total(Pooled):
+    """Summed in a loop: after the first step the sum is h itself, and it is a state of its own."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        total = torch.zeros(out.size(0), H)
+        for t in range(out.size(1)):
+            total = total + out[:, t]
+        return self.hidden(total)  # type: ignore[no-any-return]
+
+
 class TotalOverLength(Pooled):
     """Summed in a loop."""
 
@@ -158,6 +168,7 @@ CASES = [
     (Unnormalised, {"h": H, "sum": H, "sum2": 1}),
     (SumOverLength, {"h": H, "sum": H, "count": 1}),
     (Lengths, {"h": H, "sum": H, "count": 1}),
+    (Total, {"h1": H, "h2": H}),
     (TotalOverLength, {"h1": H, "h2": H, "count": 1}),
     (Bmm, {"h": H, "m": 1, "l": 1, "a": H}),
     (Flat, {"h": H, "m": 1, "l": 1, "a": H}),
