@@ -66,11 +66,11 @@ class TemporalBlock(nn.Module):
 
 
 class TCN(nn.Module):
-    """Blocks of dilations 1, 2 and 4, of kernel 3; no recurrent layer at all."""
+    """Blocks of dilations 1 to 8, of kernel 3; no recurrent layer at all."""
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = [INPUT, 4, 4]
+        sizes = [INPUT, 4, 4, 4]
         self.tcn = nn.Sequential(*[TemporalBlock(n, 4, 3, 2**i) for i, n in enumerate(sizes)])
         self.head = nn.Linear(4, 2)
 
@@ -204,9 +204,13 @@ class Spelling:
 
 
 GRU = {"h": H}
+TCN_PAST = {
+    f"past{i or ''}": n
+    for i, n in zip((0, 2, 3, 4, 5, 6, 7, 8), (6, 8, 16, 16, 32, 32, 64, 64), strict=True)
+}
 SPELLINGS = (
     Spelling(QRNN, {"h": H, "past": INPUT}),
-    Spelling(TCN, {"past": 6, "past2": 8, "past3": 16, "past4": 16, "past5": 32, "past6": 32}),
+    Spelling(TCN, TCN_PAST),
     Spelling(TCNThenLSTM, {"h": H, "c": H, "past": 3, "past2": 4, "past3": 8, "past4": 8}),
     Spelling(ConvolvedAhead, {"h1": 4, "h2": H, "past": 8}, time_first=True),
     Spelling(ByCat, GRU | {"past": INPUT}),
