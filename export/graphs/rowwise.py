@@ -234,6 +234,8 @@ def _is_mean(network: Network, affine: Affine, bounded: set[str]) -> bool:
         return False
     names = {mul.name for mul in muls}
     sizes = {s: m.shape[1] for part in parts for s, m in part.blocks.items() if s not in names}
+    if not sizes:  # a constant
+        return not muls and bool(np.abs(affine.bias).max() <= 1 + ROUNDING)
     if not set(sizes) <= bounded or len(sizes) > MAX_MEAN_SOURCES:
         return False
     gates = {s for s in sizes if s in roots and _is_gate(roots[s])}

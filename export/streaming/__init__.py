@@ -2,6 +2,7 @@
 
 Imports run left to right only:
 
-places <- unrolled <- boundary <- pooling <- single_step <- cut <- hidden_loop <- torch_finding;
+{places, softmaxes} <- unrolled <- {copying, counting, boundary} <- pooling <- shifting <-
+single_step <- first_step <- cut <- hidden_loop <- torch_finding;
 window_call <- windowed
 """

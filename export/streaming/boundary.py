@@ -50,36 +50,45 @@ class Boundary:
     """What crosses from step `time` to the next, and the least state that it can be made of."""
 
     def __init__(
-        self, unrolled: Unrolled, edges: Collection[Edge], time: int, pooled: Collection[fx.Node]
+        self,
+        unrolled: Unrolled,
+        edges: Collection[Edge],
+        time: int,
+        pooled: Collection[fx.Node],
+        shifted: Collection[fx.Node] = (),
     ) -> None:
         """Args:
-        pooled: the nodes of poolings over time, whose memory is found otherwise.
+        pooled: the nodes of poolings and shifts over time, whose memory is found otherwise.
+        shifted: those that give what is shifted, and count as inputs.
         """
         self._unrolled, self._time = unrolled, time
         edges = [e for e in edges if e.user not in pooled]
         self.crossing = [e for e in edges if e.start == time and e.stop > time]
         self._inner = [e for e in edges if e.start == e.stop == time]
         self._entries = {e.user for e in edges if e.start < time == e.stop}
-        if time in unrolled.classes(unrolled.placeholder):
-            self._entries.add(unrolled.placeholder)
+        inputs = (unrolled.placeholder, *shifted)
+        self._entries |= {n for n in inputs if time in unrolled.classes(n)}
 
-    def state(self, allowed: Collection[fx.Node]) -> list[fx.Node]:
+    def state(self, allowed: Collection[fx.Node], is_late: bool = False) -> list[fx.Node]:
         """The nodes whose values are the state after this step, in the order of computation.
 
         Args:
             allowed: where it may be cut.
+            is_late: of several least cuts, take the last instead of the first.
         Raises:
             CallError: no whole values separate the past from what crosses.
         """
         ends = {e.source for e in self.crossing}
         if not ends:
             return []
-        cut = self._least_cut(ends, allowed)
+        cut = self._least_cut(ends, allowed, is_late)
         order = self._unrolled.order
         found = dict.fromkeys(self._unrolled.same(node, self._time)[0] for node in cut)
         return sorted(found, key=order.__getitem__)
 
-    def _least_cut(self, ends: Collection[fx.Node], allowed: Collection[fx.Node]) -> list[fx.Node]:
+    def _least_cut(
+        self, ends: Collection[fx.Node], allowed: Collection[fx.Node], is_late: bool
+    ) -> list[fx.Node]:
         flow = _Flow()
         vertices = {n for e in self._inner for n in (e.source, e.user)} | set(ends) | self._entries
         for node in vertices:
@@ -97,6 +106,9 @@ class Boundary:
                 "same for every sequence, or is no value of its own; export the step alone "
                 "(`x, state -> y, state`)"
             )
+        if is_late:
+            late = flow.reaching(END)
+            return [n for n in vertices if (n, 1) in late and (n, 0) not in late]
         early = flow.reached("begin")
         return [n for n in vertices if (n, 0) in early and (n, 1) not in early]
 
@@ -156,4 +168,15 @@ class _Flow:
                 if left > 0 and b not in found:
                     found.add(b)
                     queue.append(b)
+        return found
+
+    def reaching(self, end: object) -> set[object]:
+        """All from which more could still flow to `end`."""
+        found, queue = {end}, deque([end])
+        while queue:
+            b = queue.popleft()
+            for a in self._left.get(b, {}):
+                if self._left[a][b] > 0 and a not in found:
+                    found.add(a)
+                    queue.append(a)
         return found

@@ -18,9 +18,12 @@ from torch import Tensor, fx, nn
 from export.errors import CallError, CausalityError
 from export.reference import StateSpec
 from export.streaming.boundary import Boundary, find_edges
+from export.streaming.counting import find_counts, find_position
+from export.streaming.first_step import FirstApart, find_states
 from export.streaming.pooling import WINDOWED, Pool, Pooling, find_poolings
+from export.streaming.shifting import Shift, find_shifts, place_shifts, steps_needed
 from export.streaming.single_step import Carried, SingleStep
-from export.streaming.unrolled import Unrolled, walk
+from export.streaming.unrolled import Unrolled, descendants, walk
 
 STEPS = 4  # two boundaries whose steps on both sides are neither the first nor the last
 Place = tuple[fx.Node, int]  # a user, and which of its leaves
@@ -41,37 +44,95 @@ class Cut:
             CallError: it has no state of a fixed size, or its start was not found.
             CausalityError: it looks ahead, or over the sequence as a whole.
         """
-        unrolled = Unrolled(module, x, STEPS, time_axis)
         with torch.no_grad():
+            unrolled, shifts = _unroll(module, x, time_axis)
             edges = find_edges(unrolled)
-            poolings = find_poolings(unrolled, edges)
+            shifted = {node for shift in shifts for node in shift.nodes}
+            poolings = find_poolings(unrolled, edges, shifted)
             if gives_all:
                 _refuse_looking_ahead(unrolled, poolings)
             pooled = {node for pooling in poolings for node in pooling.nodes}
-            boundaries = [Boundary(unrolled, edges, t, pooled) for t in range(2)]
-            single = Unrolled(module, x, 1, time_axis, unrolled.batch)
-            single.x = unrolled.x[:, :1]
-            carried = _Match(unrolled, single, boundaries).carried()
-            pools: list[Pool] = []
+            exits = [shift.exit for shift in shifts]
+            boundaries = [Boundary(unrolled, edges, t, pooled | shifted, exits) for t in range(2)]
+            single = unrolled.shortened(1)
+            position = find_position(unrolled, single)
+            self.position = unrolled.describe(position) if position else ""
+            pools: list[Pool] = [*place_shifts(shifts, unrolled, single)]
+            registers = len(pools)
+            try:
+                carried = _Match(unrolled, single, boundaries).carried()
+            except CallError as error:
+                if poolings or shifts:
+                    raise
+                third = Boundary(unrolled, edges, 2, pooled)
+                self._take_first_apart(unrolled, single, [*boundaries, third], gives_all, error)
+                return
             for pooling in poolings:
-                pools.append(pooling.place(unrolled, single, [p.node for p in pools]))
+                taken = [p.node for p in pools[registers:]]
+                pools.append(pooling.place(unrolled, single, taken))
         if not carried and not pools:
             raise CallError("nothing goes on from one step to the next: it has no state")
         named = _named(carried)
         self.specs = [StateSpec(name, state.shape) for name, state in named.items()]
         self.starts = {name: s.start.reshape(s.shape) for name, s in named.items()}
         parts = [(pool, self._add_parts(pool)) for pool in pools]
-        self.graph = SingleStep(single, named, parts).write()
+        counts = find_counts(unrolled, single)
+        count = self._add("count", 1, 0.0) if counts else ""
+        self.graph: nn.Module = SingleStep(single, named, parts, counts, count).write()
+
+    def _take_first_apart(
+        self,
+        unrolled: Unrolled,
+        single: Unrolled,
+        boundaries: Sequence[Boundary],
+        gives_all: bool,
+        reason: CallError,
+    ) -> None:
+        """Its first step has no place for a state: it is another one than the next."""
+        try:
+            states = find_states(unrolled, single, boundaries)
+        except CallError as error:
+            raise reason from error
+        twins = [single.alike(unrolled.rows(first)) for first, *_ in states]
+        if not states or not all(twins):
+            raise reason
+        carried = []
+        for first, *_ in twins:
+            rows = single.layouts[first]
+            carried.append(Carried(first, rows, torch.zeros(int(np.prod(rows.rest))), {}))
+        named = _named(carried)
+        # By identity: two states may be one value after the first step.
+        by_carried = {id(c): state for c, state in zip(carried, states, strict=True)}
+        ordered = {name: by_carried[id(c)] for name, c in named.items()}
+        self.specs = [StateSpec(name, state.shape) for name, state in named.items()]
+        self.starts = {name: s.start.reshape(s.shape) for name, s in named.items()}
+        graph = FirstApart(unrolled, single, named, ordered, gives_all)
+        self._add("count" if graph.is_counted else "begun", 1, 0.0)
+        self.graph = graph
 
     def _add_parts(self, pool: Pool) -> list[str]:
-        names = []
-        for part in pool.parts:
-            candidates = (part.name, *(f"{part.name}{i}" for i in range(2, 1 << 20)))
-            name = next(n for n in candidates if n not in self.starts)
-            self.specs.append(StateSpec(name, (part.size,)))
-            self.starts[name] = torch.full((part.size,), part.start)
-            names.append(name)
-        return names
+        return [self._add(part.name, part.size, part.start) for part in pool.parts]
+
+    def _add(self, wanted: str, size: int, start: float | Tensor) -> str:
+        """Another state, under a name that is free."""
+        candidates = (wanted, *(f"{wanted}{i}" for i in range(2, 1 << 20)))
+        name = next(n for n in candidates if n not in self.starts)
+        self.specs.append(StateSpec(name, (size,)))
+        self.starts[name] = torch.as_tensor(start).float().expand(size).clone()
+        return name
+
+
+def _unroll(module: nn.Module, x: Tensor, time_axis: int) -> tuple[Unrolled, list[Shift]]:
+    """The module over as many steps as show how far back its shifts reach, and these."""
+    unrolled = Unrolled(module, x, STEPS, time_axis)
+    while True:
+        needed = steps_needed(unrolled)
+        if needed > unrolled.steps:
+            unrolled = Unrolled(module, x, needed, time_axis)
+        shifts = find_shifts(unrolled)
+        if shifts is not None:
+            return unrolled, shifts
+        unrolled = Unrolled(module, x, 2 * unrolled.steps, time_axis)
 
 
 def _refuse_looking_ahead(unrolled: Unrolled, poolings: Sequence[Pooling]) -> None:
@@ -97,7 +158,12 @@ class _Match:
     ) -> None:
         self._unrolled, self._single = unrolled, single
         self._states = self._first_states(*boundaries)
-        self._aliases = {a: s for s in self._states for a in unrolled.same(s, 0)}
+        self._aliases: dict[fx.Node, fx.Node] = {}
+        for state in sorted(self._states, key=unrolled.order.__getitem__):
+            made = descendants(unrolled, state)  # 0 + h is h: a sum of all h begins with that value
+            for alias in unrolled.same(state, 0):
+                if alias in made or alias not in self._aliases:
+                    self._aliases[alias] = state
         self._starts = self._find_starts(boundaries[1])
 
     def _first_states(self, first: Boundary, second: Boundary) -> dict[fx.Node, fx.Node]:

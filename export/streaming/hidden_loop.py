@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from export.errors import CallError, CausalityError, ExportError
 from export.reference import Reference, State, StateSpec
 from export.streaming.cut import Cut
+from export.streaming.pooling import WINDOWED
 
 PREFIXES = 12  # of a module that gives its last step only, each a call on all before it
-PROBE_BATCHES, PROBE_STEPS = (2, 3), 12
-PROBE_CUTS = (1, 2, 6)  # steps at which a chunk begins
+PROBE_BATCHES, PROBE_STEPS = (2, 3), 40  # more than most shifts reach back
+PROBE_CUTS = (1, 2, 17)  # steps at which a chunk begins
 PROBE_TOLERANCE = 1e-4  # relative, float32; the gate checks it over thousands of steps
 
 
@@ -89,6 +90,12 @@ class CutModule(Reference):
         return torch.stack([self._call(x[:, : t + 1]) for t in steps], dim=1)
 
     def what_looks_ahead(self) -> str:
+        if self._cut.position:
+            return (
+                f"There, {self._cut.position} takes a constant that is another at each step (a "
+                "positional encoding, a decay with age), and the step's index is no state"
+                f"{WINDOWED}"
+            )
         return "It looks ahead, or remembers something that its first steps do not show"
 
     def _call(self, x: Tensor) -> Tensor:
@@ -119,7 +126,7 @@ def check_chunks(reference: Reference, x: Tensor) -> None:
         CausalityError: they differ.
     """
     probe = _probe(x, PROBE_BATCHES[1])
-    steps = [0, 1, PROBE_STEPS - 1]
+    steps = sorted({0, *PROBE_CUTS, PROBE_STEPS - 1})
     with torch.no_grad():
         whole = reference.whole(probe, steps)
         state, ys = reference.initial(len(probe)), []

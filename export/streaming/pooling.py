@@ -12,7 +12,7 @@ made of the last state say, has no such form and is refused by name.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from export.errors import CausalityError
 from export.streaming.boundary import Edge
-from export.streaming.unrolled import SAME, Rows, Unrolled
+from export.streaming.unrolled import SAME, Rows, Unrolled, descendants
 
 aten = torch.ops.aten
 LOWEST = -1e30  # below all scores; finite, so that no difference of two is NaN
@@ -48,7 +48,7 @@ class Part:
 
     name: str
     size: int
-    start: float
+    start: float | Tensor  # for all elements, or (size,)
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Pooling:
         first = None if rows is None else rows[:, unrolled.times[source][0] == 0]
         users = [u for node in single.alike(first) for u in node.users]
         for operation in (u for u in users if u.target == self.operation.target):
-            made = _descendants(single, operation)
+            made = descendants(single, operation)
             if self.kind == "softmax":
                 near = [n for n in single.alike(self.first) if n in made]
                 near.sort(key=lambda n: n.target != self.node.target)
             else:
                 near = [n for n in (operation, *operation.users) if n.target == self.node.target]
             for node in near:
-                below = _descendants(single, node)
-                if not any(node in _descendants(single, t) or t in below for t in taken):
+                below = descendants(single, node)
+                if not any(node in descendants(single, t) or t in below for t in taken):
                     return self._at(single, operation, node)
         what = unrolled.describe(self.operation)
         raise CausalityError(f"{what} pools over time, but not over a single step{WINDOWED}")
@@ -89,15 +89,6 @@ class Pooling:
         if self.kind == "softmax":
             return SoftmaxPool(single, operation, node)
         return Pool(self.kind, single, node)
-
-
-def _descendants(graph: Unrolled, node: fx.Node) -> set[fx.Node]:
-    """A node and all that is made of it."""
-    found = {node}
-    for n in graph.nodes[graph.order[node] :]:
-        if any(a in found for a in n.all_input_nodes):
-            found.add(n)
-    return found
 
 
 class Pool:
@@ -185,14 +176,18 @@ class SoftmaxPool(Pool):
         return scores if scores.shape[1] == 1 else scores[:, self._heads]
 
 
-def find_poolings(unrolled: Unrolled, edges: Sequence[Edge]) -> list[Pooling]:
+def find_poolings(
+    unrolled: Unrolled, edges: Sequence[Edge], shifted: Collection[fx.Node] = ()
+) -> list[Pooling]:
     """The poolings over time, in the order of computation.
 
+    Args:
+        shifted: where steps meet because they are kept in a register.
     Raises:
         CausalityError: steps meet in an operation that has no running form.
     """
     found: list[Pooling] = []
-    taken: set[fx.Node] = set()
+    taken: set[fx.Node] = set(shifted)
     meeting = dict.fromkeys(e.user for e in edges if e.stop - e.start > 1)
     for node in meeting:
         if node in taken:
@@ -210,7 +205,7 @@ def _why_refused(
     unrolled: Unrolled, edges: Sequence[Edge], found: Sequence[Pooling], node: fx.Node
 ) -> str:
     for pooling in found:
-        if node in _descendants(unrolled, pooling.node):
+        if node in descendants(unrolled, pooling.node):
             what = unrolled.describe(pooling.operation)
             return f"{what} is over time, and earlier steps use what it gives: it looks ahead"
     edge = next(e for e in edges if e.user is node and e.stop - e.start > 1)
@@ -280,7 +275,7 @@ def _follow(
     ends: list[fx.Node] = []
     users = [n for n in unrolled.nodes if unrolled.order[n] > unrolled.order[softmax]]
     values = dict(unrolled.values)
-    reach = _descendants(unrolled, softmax)
+    reach = descendants(unrolled, softmax)
     base = _tensor(values[softmax])
     for step in range(unrolled.steps):
         mask = rows.full(torch.from_numpy(times == step).expand(unrolled.batch, -1))

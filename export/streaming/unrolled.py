@@ -9,7 +9,7 @@ Rules
   a relu at zero nor a saturated gate hides a dependence in all of them. -1: it is constant.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten
 from export.algebra.trace import Trace, make_graph
 from export.errors import CallError
 from export.streaming.places import describe_operation
+from export.streaming.softmaxes import put_softmaxes
 
 Array = np.ndarray
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 79, 83, 89, 97, 101)
@@ -87,6 +88,8 @@ class Unrolled:
             CallError: it cannot be traced, or rows of the batch meet in it.
         """
         self.steps, self.time_axis = steps, time_axis
+        self._inputs: dict[fx.Node, Array] = {}  # taken for inputs, beside x
+        self._steps_of: dict[fx.Node, Array] = {}  # what is known of times
         self._module, self._example = module, x
         self.batch = batch or _choose_batch(module, x, steps)
         self.x = self.draw(0)
@@ -97,6 +100,8 @@ class Unrolled:
         except Exception as error:  # whatever the user's code raises
             line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CallError(f"it could not be traced over {steps} steps: {line}") from error
+        with torch.no_grad():
+            graph = put_softmaxes(graph, self._run)
         self._trace = Trace(graph, self.batch, (), (), ())
         self.root = graph
         self.nodes: list[fx.Node] = [n for n in graph.graph.nodes if n.op != "output"]
@@ -107,6 +112,25 @@ class Unrolled:
         if not isinstance(found, fx.Node):
             raise CallError("its output does not depend on x")
         self.output = found
+
+    def _run(self, graph: fx.GraphModule) -> Tensor:
+        """What a graph gives for x, in float64."""
+        trace, values = Trace(graph, self.batch, (), (), ()), dict[fx.Node, object]()
+        outside = self.outside(self.x)
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = outside.double() if outside.is_floating_point() else outside
+            elif node.op != "output":
+                values[node] = trace.compute(node, values)
+        output = next(n for n in graph.graph.nodes if n.op == "output")
+        found = values.get(output.all_input_nodes[0]) if output.all_input_nodes else None
+        return found if isinstance(found, Tensor) else torch.zeros(1)
+
+    def shortened(self, steps: int) -> "Unrolled":
+        """The same module over the first `steps` of the same x."""
+        other = Unrolled(self._module, self._example, steps, self.time_axis, self.batch)
+        other.x = self.x[:, :steps]
+        return other
 
     def _refuse_random(self, values: dict[fx.Node, object]) -> None:
         for node in self.nodes:
@@ -132,8 +156,36 @@ class Unrolled:
         scale = scale[torch.randperm(self.batch, generator=generator)]
         return torch.randn(shape, generator=generator) * scale.reshape(-1, *[1] * (len(shape) - 1))
 
-    def evaluate(self, x: Tensor) -> dict[fx.Node, object]:
-        """The value of every node in float64, for x (B, K, ...)."""
+    def take_as_input(self, node: fx.Node, positions: Array) -> None:
+        """Take a node for an input of its own: what it holds at step t is of time t.
+
+        Args:
+            node: of one value with a batch.
+            positions: (n,), for each element of a row, the step that it is for.
+        """
+        self._inputs[node] = self._steps_of[node] = positions
+        for cached in ("times", "_by_value"):
+            self.__dict__.pop(cached, None)
+
+    def take_as_sequence(self, node: fx.Node, positions: Array) -> None:
+        """Of a node that is made of inputs step by step: a unit that is off in every row would hide
+        of which step it is.
+        """
+        self._steps_of[node] = positions
+        if "times" in self.__dict__:
+            self._set_known(self.times, node)
+
+    def _set_known(self, times: dict[fx.Node, list[Array]], node: fx.Node) -> None:
+        found = times[node][0]
+        times[node] = [np.where(found == CONSTANT, CONSTANT, self._steps_of[node])]
+
+    def evaluate(self, x: Tensor, moved: int | None = None) -> dict[fx.Node, object]:
+        """The value of every node in float64, for x (B, K, ...).
+
+        Args:
+            x: as drawn, or with one step of it changed.
+            moved: that step; what else is taken for an input is changed there too.
+        """
         outside = self.outside(x)
         values: dict[fx.Node, object] = {}
         for node in self.nodes:
@@ -141,7 +193,17 @@ class Unrolled:
                 values[node] = outside.double() if outside.is_floating_point() else outside
             else:
                 values[node] = self._computed(node, values)
+            if moved is not None and node in self._inputs:
+                values[node] = self.moved_at(node, values[node], self._inputs[node] == moved)
         return values
+
+    def moved_at(self, node: fx.Node, value: object, mask: Array) -> Tensor:
+        """A value of `node` with other elements where a row's `mask` (n,) says."""
+        if not isinstance(value, Tensor):
+            raise CallError(f"{self.describe(node)} gives no tensor")
+        rows = self.layouts[node]
+        wide = torch.from_numpy(mask).expand(self.batch, -1)
+        return _where(rows.full(wide), _other(value, rows), value)
 
     def compute(self, node: fx.Node, values: dict[fx.Node, object]) -> object:
         """The value of one node, from those of its arguments."""
@@ -227,7 +289,9 @@ class Unrolled:
                 for step in range(self.steps):
                     moved = x.clone()
                     moved[:, step] = other[:, step]
-                    self._mark(found, base, self.evaluate(moved), step)
+                    self._mark(found, base, self.evaluate(moved, step), step)
+        for node in self._steps_of:
+            self._set_known(found, node)
         return found
 
     def _mark(
@@ -253,14 +317,20 @@ class Unrolled:
             )
         ]
 
-    def alike(self, rows: Array | None) -> list[fx.Node]:
-        """The nodes whose value has these rows (B, n), up to the rounding of float64."""
+    def alike(self, rows: Array | None, among: Collection[fx.Node] | None = None) -> list[fx.Node]:
+        """The nodes whose value has these rows (B, n), up to the rounding of float64.
+
+        Args:
+            rows: None: there are none.
+            among: the nodes in question; None: all that depend on x.
+        """
         if rows is None:
             return []
         allowed = SAME * max(1.0, float(np.abs(rows).max()))
         found = []
         for node in self.nodes:
-            mine = self.rows(node) if self.classes(node) else None
+            asked = self.classes(node) if among is None else node in among
+            mine = self.rows(node) if asked else None
             if mine is None or (mine.shape, mine.dtype) != (rows.shape, rows.dtype):
                 continue
             if np.abs(mine - rows).max() <= allowed:
@@ -320,10 +390,19 @@ class Unrolled:
             mask = torch.from_numpy(times == time)
             wide = mask.expand(self.batch, -1)
             at = rows.full(wide) if rows else mask.reshape(part.shape)
-            moved.append(torch.where(at, _other(part, rows), part))
+            moved.append(_where(at, _other(part, rows), part))
         if isinstance(value, Tensor):
             return moved[0]
         return type(value)(moved)  # type: ignore[call-arg]
+
+
+def descendants(graph: Unrolled, node: fx.Node) -> set[fx.Node]:
+    """A node and all that is made of it."""
+    found = {node}
+    for n in graph.nodes[graph.order[node] :]:
+        if any(a in found for a in n.all_input_nodes):
+            found.add(n)
+    return found
 
 
 def leaves(node: fx.Node) -> list[object]:
@@ -374,6 +453,20 @@ def _row_mask(rows: Rows | None, changed: Tensor) -> Array:
     flat = rows.flat(changed).any(dim=0) if rows else changed.reshape(-1)
     found: Array = flat.numpy()
     return found
+
+
+def _where(mask: Tensor, other: Tensor, value: Tensor) -> Tensor:
+    """`other` where the mask says, laid in memory as `value` is: a sigmoid of single elements and
+    one of eight together round differently.
+    """
+    found = torch.where(mask, other, value)
+    if value.is_contiguous() or 0 in value.stride() or value.numel() == 0:
+        return found
+    alike = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    storage = alike.untyped_storage().nbytes() // alike.element_size()
+    if storage < value.numel():  # elements share their memory
+        return found
+    return alike.copy_(found)
 
 
 def _other(part: Tensor, rows: Rows | None) -> Tensor:

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export.calling.attributes import Attributes
 from export.calling.called import find_call
+from export.calling.probing import STEPS
 from export.errors import CallError, CarryError
 from tests.export import styles as S
 
@@ -273,3 +274,20 @@ def test_a_state_that_grows_with_the_chunk_is_no_state() -> None:
 
     with pytest.raises(CallError, match="no way was found"):
         find_call(build(Attentive), X)
+
+
+def test_an_output_as_wide_as_the_probe_is_long_has_no_steps() -> None:
+    """y of five features is told from Y of five steps by a shorter X."""
+
+    class Five(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True)
+            self.head = nn.Linear(4, STEPS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.lstm(x)[0][:, -1])
+            return y
+
+    found = find_call(Five().eval(), torch.randn(3, 20, 3))
+    assert found.describe().startswith("X -> y,")

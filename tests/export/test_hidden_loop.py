@@ -139,9 +139,23 @@ class _MeanTakenOff(nn.Module):
         return y
 
 
+class _Positions(nn.Module):
+    """A sine of the step's index is added to each input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = torch.sin(torch.arange(x.size(1), dtype=torch.float32)).unsqueeze(1)
+        y: Tensor = self.gru(x + position)[0]
+        return y
+
+
 @pytest.mark.parametrize(
     ("module", "what"),
     [
+        (_Positions, r"the add takes a constant that is another at each step"),
         (_Loop, r"at `back` takes step 1 after step 3 has come"),
         (_Convolved, r"the convolution in `conv` takes step 0 after step 2"),
         (_MeanTakenOff, r"the mean at `gru` is over time, .* it looks ahead"),
@@ -151,23 +165,6 @@ def test_what_looks_ahead_is_named(module: type[nn.Module], what: str) -> None:
     """The operation, the submodule, and the way out."""
     with pytest.raises(CausalityError, match=f"{what}.*--mode windowed"):
         find_reference(_build(module), X)
-
-
-class _FromTheInput(nn.Module):
-    """Its state begins with what the first input says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.start = nn.Linear(3, 5)
-        self.w = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.start(x[:, 0])
-        out = []
-        for t in range(x.size(1)):
-            h = torch.tanh(self.w(torch.cat([x[:, t], h], 1)))
-            out.append(h)
-        return torch.stack(out, 1)
 
 
 class _RandomStart(InlineChunk):
@@ -188,7 +185,6 @@ class _BatchMean(OwnCell):
 @pytest.mark.parametrize(
     ("module", "what"),
     [
-        (_FromTheInput, "in `w` takes of the step before has no start that is the same"),
         (_RandomStart, "randn draws random numbers"),
         (_BatchMean, "rows of the batch meet at the mean"),
         (lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "it has no state"),

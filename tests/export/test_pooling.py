@@ -91,7 +91,85 @@ class Running(Pooled):
         return self.hidden(out.cumsum(dim=1))  # type: ignore[no-any-return]
 
 
+class Exponentials(Pooled):
+    """Both sums written out, the greatest taken off."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        scores = self.scores(out)[..., :1]
+        e = torch.exp(scores - scores.max(dim=1, keepdim=True)[0])
+        return (e * out).sum(1) / e.sum(1)
+
+
+class Normalised(Pooled):
+    """Weights divided by their sum, nothing taken off."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        e = torch.exp(self.scores(out)[..., :1] / 20).squeeze(-1)
+        weights = e / torch.sum(e, dim=1, keepdim=True)
+        return torch.bmm(weights.unsqueeze(1), out).squeeze(1)
+
+
+class LogSumExp(Pooled):
+    def pool(self, out: Tensor) -> Tensor:
+        scores = self.scores(out)[..., :1]
+        weights = torch.exp(scores - torch.logsumexp(scores, dim=1, keepdim=True))
+        return (weights * out).sum(1)
+
+
+class LogSoftmax(Pooled):
+    def pool(self, out: Tensor) -> Tensor:
+        return (F.log_softmax(self.scores(out)[..., :1], dim=1).exp() * out).sum(1)
+
+
+class Unnormalised(Pooled):
+    """The sum of the exponentials and one: no softmax, two running sums."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        e = torch.exp(self.scores(out)[..., :1] / 20)
+        return (e * out).sum(1) / (1 + e.sum(1))
+
+
+class SumOverLength(Pooled):
+    def pool(self, out: Tensor) -> Tensor:
+        return self.hidden(out.sum(dim=1) / out.shape[1])  # type: ignore[no-any-return]
+
+
+class Lengths(Pooled):
+    def pool(self, out: Tensor) -> Tensor:
+        lengths = torch.full((out.size(0),), out.size(1))
+        return out.sum(dim=1) / lengths.unsqueeze(1)
+
+
+class Total(Pooled):
+    """Summed in a loop: after the first step the sum is h itself, and it is a state of its own."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        total = torch.zeros(out.size(0), H)
+        for t in range(out.size(1)):
+            total = total + out[:, t]
+        return self.hidden(total)  # type: ignore[no-any-return]
+
+
+class TotalOverLength(Pooled):
+    """Summed in a loop."""
+
+    def pool(self, out: Tensor) -> Tensor:
+        total = torch.zeros(out.size(0), H)
+        for t in range(out.size(1)):
+            total = total + out[:, t]
+        return (1 / out.size(1)) * total
+
+
 CASES = [
+    (Exponentials, {"h": H, "m": 1, "l": 1, "a": H}),
+    (Normalised, {"h": H, "m": 1, "l": 1, "a": H}),
+    (LogSumExp, {"h": H, "m": 1, "l": 1, "a": H}),
+    (LogSoftmax, {"h": H, "m": 1, "l": 1, "a": H}),
+    (Unnormalised, {"h": H, "sum": H, "sum2": 1}),
+    (SumOverLength, {"h": H, "sum": H, "count": 1}),
+    (Lengths, {"h": H, "sum": H, "count": 1}),
+    (Total, {"h1": H, "h2": H}),
+    (TotalOverLength, {"h1": H, "h2": H, "count": 1}),
     (Bmm, {"h": H, "m": 1, "l": 1, "a": H}),
     (Flat, {"h": H, "m": 1, "l": 1, "a": H}),
     (Heads, {"h": H, "m": 2, "l": 2, "a": 2 * H}),

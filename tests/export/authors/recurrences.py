@@ -186,7 +186,6 @@ ENTRIES = {
         waves(3),
         whole,
         roads=GENERAL,
-        fails="the steps before, held by a convolution or a shift, are not lifted",
     ),
     "indrnn": Entry(
         lambda: IndRNN(3, 12),

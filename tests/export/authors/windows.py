@@ -115,7 +115,6 @@ ENTRIES = {
         waves(3),
         whole,
         roads=road("lstm", "general"),
-        fails="the steps before, held by a convolution or a shift, are not lifted",
     ),
     "feature-conv": Entry(
         FeatureConvLSTM,
