@@ -29,6 +29,10 @@ class LoweringError(ExportError):
     """The module's step could not be turned into graphs that compute the same."""
 
 
+class DecisionError(LoweringError):
+    """The module's code decides by the values of a tensor: no one graph is its step."""
+
+
 class NothingQuantizedError(LoweringError):
     """An int8 variant would hold no int8 product; it is left out, and the report says so."""
 

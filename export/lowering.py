@@ -14,7 +14,7 @@ from export.algebra.form import read_form
 from export.algebra.network import Network
 from export.algebra.recognise import lower
 from export.algebra.trace import trace_step
-from export.errors import LoweringError
+from export.errors import DecisionError, LoweringError
 from export.graphs import torchscript
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.operators import from_step_model, lower_operators
@@ -47,6 +47,8 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
     except LoweringError as error:
         try:
             return lower_operators(reference, x, why=str(error))
+        except DecisionError:
+            raise  # it says all there is to say
         except LoweringError as other:
             raise LoweringError(
                 f"{other}. Say it in other operations in the module ({error}), or report it with "

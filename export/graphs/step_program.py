@@ -7,11 +7,14 @@ one of the batch again.
 """
 
 import copy
+import io
+import linecache
 import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +24,13 @@ from torch.export import Dim, ExportedProgram
 
 from export.algebra.decompositions import STANDARDIZE
 from export.algebra.trace import Trace, shape_of, trace_step
-from export.errors import LoweringError
+from export.errors import DecisionError, LoweringError
 from export.reference import Reference
+from export.user_code import users_line
 
 EXAMPLE_BATCH = 3  # more than 1, which torch.export takes for a constant
 OPSET = 21
+SILENCED = ("torch.onnx", "torch.export", "torch.fx", "onnxscript")  # loggers
 aten = torch.ops.aten
 SIZED = {  # operations that are told the shape of their result
     "view", "_unsafe_view", "reshape", "expand", "zeros", "ones", "full", "empty", "new_zeros",
@@ -43,14 +48,22 @@ def export_step(reference: Reference, x: Tensor) -> ExportedProgram:
     """
     found: list[ExportedProgram] = []
     reasons = []
+    decision = ""
     for make in (_called, _traced):
         try:
             found.append(_export(make(reference, x), reference, x))
         except Exception as error:  # torch.export's errors share no base, nor do the module's
             reasons.append(f"{make.__name__.strip('_')}: {_first_line(error)}")
+            decision = decision or _decision(error)
         # Over one step a layer is plain algebra, whose products can be quantized: traced, it is.
         if found and (reference.mode == "windowed" or not _has_layers(found[0])):
             break
+    if not found and decision:
+        raise DecisionError(
+            f"`forward` decides by the values of a tensor{decision}, so one step is not one graph; "
+            "take the decision out (the service refuses NaN and infinity by itself), or write it "
+            "with torch.where"
+        )
     if not found:
         raise LoweringError(f"torch.export does not take a step of {reference.name}: {reasons}")
     return found[-1]
@@ -83,9 +96,10 @@ def to_onnx(program: ExportedProgram, states: tuple[str, ...]) -> bytes:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence torch's exporters: their warnings are about torch itself and packages not needed."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in SILENCED]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    # It prints the graph so far where a module decides by values.
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
@@ -205,6 +219,17 @@ def _free_batch(trace: Trace) -> fx.GraphModule:
                     node.args = (value, axis, start, TO_THE_END, *node.args[4:])
     graph.recompile()
     return graph
+
+
+def _decision(error: BaseException | None) -> str:
+    """Where the user's code asks a tensor for its value; empty if that is not what went wrong."""
+    while error is not None:
+        if "data-dependent" in str(error) or "out of a tracing tensor" in str(error):
+            line = users_line(error)
+            source = f": {linecache.getline(*line).strip()[:80]}" if line else ""
+            return f" ({Path(line[0]).name}:{line[1]}{source})" if line else " (`if`, `assert`)"
+        error = error.__cause__
+    return ""
 
 
 def _first_line(error: Exception) -> str:

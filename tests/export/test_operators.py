@@ -322,8 +322,23 @@ def test_code_that_looks_at_values_is_refused() -> None:
             return torch.exp(-x) if float(x.abs().max()) < 6e3 else h
 
     x = torch.from_numpy(example(Branching(), 64))[None]
-    with pytest.raises(LoweringError, match=r"gives another `y`|does not take"):
+    with pytest.raises(LoweringError, match="decides by the values"):
         lower_operators(_Direct(Branching(), 1), x, "a test")
+
+
+def test_a_decision_by_values_is_refused_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """The line of the module, what to do, and nothing that torch prints of its own."""
+
+    class Asserting(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            assert not torch.isnan(x).any()
+            return torch.sort(x + h).values
+
+    x = torch.from_numpy(example(Asserting(), 64))[None]
+    said = r"decides by the values .*test_operators\.py:\d+: assert not torch.*take the decision"
+    with pytest.raises(LoweringError, match=said):
+        lower_operators(_Direct(Asserting(), 1), x, "a test")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_sub_graphs_of_a_step_keep_what_they_read() -> None:
