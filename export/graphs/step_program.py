@@ -174,10 +174,18 @@ def _standardize(z: Tensor, epsilon: float) -> Tensor:
     return nn.functional.layer_norm(z, z.shape[-1:], eps=epsilon)
 
 
+def _sort(
+    z: Tensor, *, stable: bool = True, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    values, indices = torch.sort(z, dim, descending)
+    return values, indices
+
+
 # torch.onnx writes a log sigmoid as Log(Sigmoid(x)), which is -inf where x is below -88.
 DECOMPOSED: dict[OperatorBase, Callable[..., Any]] = {
     aten.log_sigmoid.default: _log_sigmoid,
     aten.log_sigmoid_forward.default: _log_sigmoid_forward,
+    aten.sort.stable: _sort,  # a trace has it; torch.onnx knows the other overload alone
     STANDARDIZE: _standardize,  # ours, from a trace; torch's own norm is what ONNX has
 }
 

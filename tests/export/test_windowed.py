@@ -351,7 +351,7 @@ def test_a_model_that_gives_its_state_is_not_told_so() -> None:
     for module in (nn.LSTMCell(5, 8), Odd()):
         with pytest.raises(CallError, match="no way was found") as caught:
             find_reference(module.eval(), X)
-        assert "windowed" not in str(caught.value)
+        assert "--mode windowed" not in str(caught.value)
 
 
 def test_an_onnx_file_has_no_window() -> None:
