@@ -6,6 +6,7 @@ from typing import Protocol
 import onnx
 from torch import nn
 
+from export.precision import Plan
 from service.manifest import Lowering, Ports
 
 Graphs = tuple[onnx.ModelProto, onnx.ModelProto]  # over a chunk with lengths; of one step
@@ -37,8 +38,13 @@ class Lowered(Protocol):
         """
         return self.float_graphs(ports)[0]
 
-    def rowwise_graphs(self, ports: Ports) -> Graphs:
-        """The same with row-isolated int8 products.
+    @property
+    def layers(self) -> list[str]:
+        """The products that a plan may name: those that can be int8."""
+        ...
+
+    def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:
+        """The same with row-isolated int8 products, each layer as `plan` says.
 
         Raises:
             NothingQuantizedError: there would be none.

@@ -18,11 +18,12 @@ from export.errors import DecisionError, LoweringError
 from export.graphs import torchscript
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.operators import from_step_model, lower_operators
-from export.graphs.rowwise import bounded_sources, write_rowwise_graphs
+from export.graphs.rowwise import bounded_sources, int8_layers, write_rowwise_graphs
 from export.graphs.step_graph import Products, write_step_graphs
 from export.lowered import Graphs, Lowered
 from export.onnx_in.reference import OnnxReference
 from export.onnx_in.step import write_step
+from export.precision import Plan
 from export.reference import Reference
 from service.manifest import Lowering, Ports
 
@@ -99,8 +100,12 @@ class LoweredNetwork(Lowered):
             return self.float_graphs(ports)[0]
         return write_step_graphs(self.network, ports, Products())[0]
 
-    def rowwise_graphs(self, ports: Ports) -> Graphs:
-        return write_rowwise_graphs(self.network, ports)
+    @property
+    def layers(self) -> list[str]:
+        return int8_layers(self.network)
+
+    def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:
+        return write_rowwise_graphs(self.network, ports, plan)
 
     def torch_module(self, ports: Ports) -> nn.Module:
         return torchscript.lowered_module(self.network, ports)

@@ -9,13 +9,18 @@ from export.errors import LoweringError, NothingQuantizedError
 from export.graphs import archive, torchscript
 from export.graphs.stock import write_stock_int8
 from export.lowered import Lowered
+from export.precision import ALL_ROWWISE, Plan
 from service.manifest import File, Ports, VariantName, describe_file
 
 Written = dict[VariantName, tuple[File, File | None]]  # variant -> its file, its step graph
 
 
 def write_variants(
-    folder: Path, lowered: Lowered, ports: Ports, variants: Sequence[VariantName]
+    folder: Path,
+    lowered: Lowered,
+    ports: Ports,
+    variants: Sequence[VariantName],
+    plan: Plan = ALL_ROWWISE,
 ) -> tuple[Written, dict[VariantName, str]]:
     """The files of each variant, and why those that are not there are not."""
     written: Written = {}
@@ -28,7 +33,7 @@ def write_variants(
             if variant in ("onnx-fp32", "onnx-int8-rowwise"):
                 graphs = float_graphs
                 if variant == "onnx-int8-rowwise":
-                    graphs = lowered.rowwise_graphs(ports)
+                    graphs = lowered.rowwise_graphs(ports, plan)
                 step = folder / f"{variant}.step.onnx"
                 onnx.save(graphs[0], target)
                 onnx.save(graphs[1], step)

@@ -37,8 +37,8 @@ SERVICE_ORDER: list[set[str]] = [
     {"api"},
 ]
 EXPORT_ORDER: list[set[str]] = [  # the same of `export`; a package has a place of its own
-    {"errors", "reference", "lowered", "user_code"},
-    {"weights"},
+    {"errors", "precision", "reference", "user_code"},
+    {"lowered", "weights"},
     {"source"},
     {"algebra"},
     {"calling"},

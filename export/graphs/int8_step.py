@@ -20,13 +20,16 @@ from export.graphs.graph_builder import GraphBuilder
 from export.graphs.scan import Shape, write_graphs
 from export.graphs.step_model import StepModel, Writer
 from export.lowered import Graphs
+from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
 Array = np.ndarray
 
 
-def write_int8_graphs(model: StepModel, bounds: Bounds, ports: Ports) -> Graphs:
-    """The chunk graph and the step graph.
+def write_int8_graphs(
+    model: StepModel, bounds: Bounds, ports: Ports, plan: Plan = ALL_ROWWISE
+) -> Graphs:
+    """The chunk graph and the step graph; each product as `plan` says, by its result's name.
 
     Raises:
         NothingQuantizedError: no product has a bounded source and outputs enough.
@@ -38,7 +41,10 @@ def write_int8_graphs(model: StepModel, bounds: Bounds, ports: Ports) -> Graphs:
             f"no product of {least} outputs or more has a source that is bounded by its "
             f"mathematics, or one of {least} values"
         )
-    return write_graphs(replace(model, writer=partial(_Int8Writer, products)), ports)
+    kept = {name: p for name, p in products.items() if plan.of(name) is not Precision.FLOAT}
+    if not kept:
+        raise NothingQuantizedError(f"all of {', '.join(products)} stay in float")
+    return write_graphs(replace(model, writer=partial(_Int8Writer, kept)), ports)
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from torch.export import ExportedProgram
 
 from export.errors import LoweringError
 from export.graphs.bounds import Bounds, bounded_states, picked_from_x
-from export.graphs.int8_step import write_int8_graphs
+from export.graphs.int8_step import find_products, write_int8_graphs
 from export.graphs.scan import write_graphs
 from export.graphs.session import start_session
 from export.graphs.step_code import StepCode
 from export.graphs.step_model import StepModel, as_onnx, read_step_model
 from export.graphs.step_program import export_step, to_onnx
 from export.lowered import Graphs, Lowered
+from export.precision import Plan
 from export.reference import Reference, State
 from service.manifest import Lowering, Ports
 
@@ -68,8 +69,12 @@ class LoweredOperators(Lowered):
     def float_graphs(self, ports: Ports) -> Graphs:
         return write_graphs(self.model, ports)
 
-    def rowwise_graphs(self, ports: Ports) -> Graphs:
-        return write_int8_graphs(self.model, self._bounds, ports)
+    @property
+    def layers(self) -> list[str]:
+        return list(find_products(self.model, self._bounds))
+
+    def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:
+        return write_int8_graphs(self.model, self._bounds, ports, plan)
 
     def torch_module(self, ports: Ports) -> nn.Module:
         if self._program is None:

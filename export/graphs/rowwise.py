@@ -23,7 +23,8 @@ from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
 from export.graphs.graph_builder import MICROSOFT, GraphBuilder
-from export.graphs.step_graph import Products, write_step_graphs
+from export.graphs.step_graph import Products, named_affines, write_step_graphs
+from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
 Array = np.ndarray
@@ -51,20 +52,38 @@ def quantize_columns(matrix: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(levels.T.astype(np.uint8)), scale.astype(np.float32)
 
 
-def write_rowwise_graphs(network: Network, ports: Ports) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The chunk graph and the step graph.
+def int8_layers(network: Network) -> list[str]:
+    """The layers whose products can be int8, at least in part."""
+    return _products(network, ALL_ROWWISE)[1]
+
+
+def write_rowwise_graphs(
+    network: Network, ports: Ports, plan: Plan = ALL_ROWWISE
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The chunk graph and the step graph; each layer as `plan` says.
 
     Raises:
         NothingQuantizedError: no product has outputs enough and a source that is bounded, or wide.
     """
+    products, layers = _products(network, plan)
+    if not layers:
+        raise NothingQuantizedError(
+            f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by its "
+            f"mathematics, or one of {MIN_INT8_OUTPUTS} values"
+        )
+    if all(plan.of(layer) is Precision.FLOAT for layer in layers):
+        raise NothingQuantizedError(f"all of {', '.join(layers)} stay in float")
+    return write_step_graphs(network, ports, products)
+
+
+def _products(network: Network, plan: Plan) -> tuple["RowwiseProducts", list[str]]:
+    """Bounded sources in int8; where there are none, wide ones by row."""
     for by_row in (False, True):
-        chunk, step = write_step_graphs(network, ports, RowwiseProducts(network, by_row))
-        if any(node.op_type == "MatMulIntegerToFloat" for node in step.graph.node):
-            return chunk, step
-    raise NothingQuantizedError(
-        f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by its "
-        f"mathematics, or one of {MIN_INT8_OUTPUTS} values"
-    )
+        products = RowwiseProducts(network, plan, by_row)
+        layers = [layer for layer, affine in named_affines(network) if products.has_int8(affine)]
+        if layers:
+            break
+    return products, layers
 
 
 class RowwiseProducts(Products):
@@ -74,11 +93,19 @@ class RowwiseProducts(Products):
     magnitude of each row.
     """
 
-    def __init__(self, network: Network, by_row: bool = False) -> None:
+    def __init__(self, network: Network, plan: Plan = ALL_ROWWISE, by_row: bool = False) -> None:
         self._bounded = bounded_sources(network)
+        self._plan = plan
         self._by_row = by_row
 
-    def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str]) -> str:
+    def has_int8(self, affine: Affine) -> bool:
+        """Whether a part of this map can be int8."""
+        width = sizes(affine)
+        return any(self._inside(rows, width) for rows in split(affine))
+
+    def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
+        if self._plan.of(layer) is Precision.FLOAT:
+            return g.affine(affine, values)
         width = sizes(affine)
         parts = [self._rows(g, rows, values, width) for rows in split(affine)]
         return parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=-1)
@@ -86,12 +113,8 @@ class RowwiseProducts(Products):
     def _rows(
         self, g: GraphBuilder, rows: Rows, values: Mapping[str, str], width: Mapping[str, int]
     ) -> str:
-        products = [t for t in rows.terms if t.matrix is not None]
-        if self._by_row:
-            inside = [t for t in products if width[t.source] >= MIN_INT8_OUTPUTS]
-        else:
-            inside = [t for t in products if t.source in self._bounded]
-        if rows.size < MIN_INT8_OUTPUTS or not inside:
+        inside = self._inside(rows, width)
+        if not inside:
             return g.rows(rows, values, width)
         total = (_product_by_row if self._by_row else _product)(g, inside, rows.bias, values)
         outside = tuple(t for t in rows.terms if t not in inside)
@@ -99,6 +122,15 @@ class RowwiseProducts(Products):
             rest = g.rows(Rows(outside, np.zeros(rows.size)), values, width)
             total = g.one("Add", total, rest)
         return total
+
+    def _inside(self, rows: Rows, width: Mapping[str, int]) -> list[Term]:
+        """The terms that can be int8."""
+        if rows.size < MIN_INT8_OUTPUTS:
+            return []
+        products = [t for t in rows.terms if t.matrix is not None]
+        if self._by_row:
+            return [t for t in products if width[t.source] >= MIN_INT8_OUTPUTS]
+        return [t for t in products if t.source in self._bounded]
 
 
 def _product(g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ Which of the products are int8 is the `Products` object's choice (see `rowwise`)
 float32 if it says nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -23,9 +23,20 @@ Array = np.ndarray
 class Products:
     """How affine maps are computed: in float32."""
 
-    def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str]) -> str:
-        """The affine map of flat values (B, n)."""
+    def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
+        """The affine map of flat values (B, n); `layer` names it (see `precision`)."""
         return g.affine(affine, values)
+
+
+def named_affines(network: Network) -> Iterator[tuple[str, Affine]]:
+    """Every affine map that a step computes, by its layer's name."""
+    for node in network.nodes:
+        if isinstance(node, Cell):
+            yield from ((f"{node.name}.{part}", affine) for part, affine in node.parts.items())
+        elif node.fn != "embedding":
+            yield from ((f"{node.name}.{k}", arg) for k, arg in enumerate(node.args))
+    yield from ((f"state {port}", affine) for port, affine in network.free.items())
+    yield "y", network.y
 
 
 def write_step_graphs(network: Network, ports: Ports, products: Products) -> Graphs:
@@ -74,7 +85,9 @@ class _Body:
                 values[node.name] = self._g.embedding(node, x, leading=1)
                 continue
             if isinstance(node, Root):
-                arguments = [self._affine(arg, values) for arg in node.args]
+                arguments = [
+                    self._affine(arg, values, f"{node.name}.{k}") for k, arg in enumerate(node.args)
+                ]
                 values[node.name] = self._g.pointwise(node, arguments)
                 continue
             sizes = self._network.states
@@ -88,11 +101,11 @@ class _Body:
                 pieces[node.slices[k].port, node.slices[k].start] = value
         free = self._network.free
         new = join_pieces(self._g, pieces, [port for port in states if port not in free])
-        new |= {port: self._affine(affine, values) for port, affine in free.items()}
-        return self._affine(self._network.y, values), new
+        new |= {p: self._affine(affine, values, f"state {p}") for p, affine in free.items()}
+        return self._affine(self._network.y, values, "y"), new
 
-    def _affine(self, affine: Affine, values: Mapping[str, str]) -> str:
-        return self._products.affine(self._g, affine, values)
+    def _affine(self, affine: Affine, values: Mapping[str, str], layer: str) -> str:
+        return self._products.affine(self._g, affine, values, layer)
 
 
 class _Operators(Arithmetic[str]):
@@ -104,7 +117,8 @@ class _Operators(Arithmetic[str]):
         self._values = values
 
     def affine(self, cell: Cell, part: str, own: Mapping[str, str]) -> str:
-        return self._products.affine(self._g, cell.parts[part], {**self._values, **own})
+        values = {**self._values, **own}
+        return self._products.affine(self._g, cell.parts[part], values, f"{cell.name}.{part}")
 
     def split(self, value: str, sizes: Sequence[int]) -> Sequence[str]:
         return self._g.node("Split", [value, self._g.ints(*sizes)], outputs=len(sizes), axis=1)

@@ -19,6 +19,7 @@ from export.finding import find_reference
 from export.graphs import torchscript
 from export.graphs.graph_builder import all_nodes
 from export.graphs.operators import LoweredOperators, from_step_model, lower_operators
+from export.precision import ALL_ROWWISE
 from export.reference import Reference, State, StateSpec
 from export.source import Source
 from service.manifest import Port, Ports, StatePort
@@ -307,7 +308,7 @@ def test_a_layer_and_a_norm_beside_what_has_no_form_are_products_and_a_norm() ->
     reference = find_reference(Sorting().eval(), x)
     lowered = lower_operators(reference, x, "a test")
     check_chunks(lowered, reference, x)
-    _, step = lowered.rowwise_graphs(ports_of(reference, x))
+    _, step = lowered.rowwise_graphs(ports_of(reference, x), ALL_ROWWISE)
     operators = [node.op_type for node in step.graph.node]
     assert operators.count("LayerNormalization") == 1
     assert "MatMulIntegerToFloat" in operators
@@ -426,7 +427,7 @@ def test_unbounded_products_take_a_scale_of_each_row() -> None:
     reference, x = reference_of(Elu())
     lowered = lower_operators(reference, x, "a test")
     assert not lowered.bounded_states
-    chunk, step = lowered.rowwise_graphs(ports_of(reference, x))
+    chunk, step = lowered.rowwise_graphs(ports_of(reference, x), ALL_ROWWISE)
     operators = [node.op_type for node in step.graph.node]
     assert operators.count("MatMulIntegerToFloat") == 2
     row = {"h": torch.randn(1, HIDDEN)}
@@ -448,12 +449,13 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
         "import torch\n"
         "from export.graphs import archive, torchscript\n"
         "from export.graphs.operators import lower_operators\n"
+        "from export.precision import ALL_ROWWISE\n"
         "from tests.export.operator_cells import LayerNormLSTM\n"
         "from tests.export.test_operators import Path, ports_of, reference_of\n"
         "torch.manual_seed(0)\n"
         "reference, x = reference_of(LayerNormLSTM())\n"
         "lowered, ports = lower_operators(reference, x, ''), ports_of(reference, x)\n"
-        "graphs = [*lowered.float_graphs(ports), *lowered.rowwise_graphs(ports)]\n"
+        "graphs = [*lowered.float_graphs(ports), *lowered.rowwise_graphs(ports, ALL_ROWWISE)]\n"
         "for k, graph in enumerate(graphs):\n"
         "    Path(f'{k}.onnx').write_bytes(graph.SerializeToString())\n"
         "module = lowered.torch_module(ports)\n"

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from export.algebra.form import read_form
 from export.algebra.recognise import lower
 from export.algebra.trace import trace_step
+from export.draft import ports_of
+from export.errors import NothingQuantizedError
 from export.finding import find_reference
 from export.graphs.rowwise import H_SCALE, ZERO_POINT, bounded_sources, quantize_columns
+from export.lowering import lower_reference
+from export.precision import ALL_ROWWISE, Plan, Precision
 from models.zoo import sine_cell
 from service.artifact import Artifact
 from service.runtime import Runtime
@@ -202,3 +206,25 @@ def test_the_c_of_a_coupled_cell_is_a_mean(module: nn.Module, bounded: set[str])
     x = torch.randn(1, 30, 3, generator=torch.Generator().manual_seed(0))
     trace = trace_step(find_reference(module.eval(), x), x)
     assert bounded_sources(lower(read_form(trace), trace)) & {"h", "c"} == bounded
+
+
+def test_a_layer_that_the_plan_keeps_in_float_has_no_int8_product() -> None:
+    """Named layers stay in float, the others keep their int8 products; all in float: refused."""
+    torch.manual_seed(0)
+    module = nn.LSTM(3, 16, num_layers=2, batch_first=True)
+    x = torch.randn(1, 40, 3)
+    reference = find_reference(module, x, None)
+    lowered = lower_reference(reference, x)
+    ports = ports_of(reference, x.numpy())
+    assert len(lowered.layers) == 2
+
+    def products(plan: Plan) -> int:
+        _, step = lowered.rowwise_graphs(ports, plan)
+        return sum(node.op_type == "MatMulIntegerToFloat" for node in step.graph.node)
+
+    first, second = lowered.layers
+    every = products(ALL_ROWWISE)
+    less = [products(Plan({layer: Precision.FLOAT})) for layer in (first, second)]
+    assert all(0 < count < every for count in less) and sum(less) == every
+    with pytest.raises(NothingQuantizedError, match="stay in float"):
+        lowered.rowwise_graphs(ports, Plan({first: Precision.FLOAT, second: Precision.FLOAT}))
