@@ -2,7 +2,7 @@
 
 Imports run left to right only:
 
-naming, session, graph_builder <- folding, cell_graph, scan, stock <- step_graph, step_model
-    <- bounds, rowwise <- int8_step;
+naming, session, int8_weights, graph_builder <- folding, cell_graph, scan, stock
+    <- step_graph, step_model <- bounds, rowwise <- int8_step;
 step_program <- step_code, torch_layers <- torchscript; archive; all of them <- operators
 """

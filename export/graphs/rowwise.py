@@ -3,10 +3,7 @@
 An LSTM's h lies in (-1, 1), and a GRU's, so its scale is the constant 1/127, whatever is in the
 batch (stock dynamic quantization takes one scale from the greatest value of the whole matrix). So
 does every value that is bounded by its mathematics. Weights are int8 with a scale per output
-column. x and whatever else has no bound stay in float.
-
-Weights are stored as uint8 with zero point 128: on x86 without VNNI the faster uint8 x int8
-kernels add pairs of products in saturating 16 bits, and were measured here to be off by 0.1.
+column (see `int8_weights`). x and whatever else has no bound stay in float.
 """
 
 import itertools
@@ -23,33 +20,18 @@ from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
 from export.graphs.graph_builder import MICROSOFT, GraphBuilder
+from export.graphs.int8_weights import ZERO_POINT, quantize_columns
 from export.graphs.step_graph import Products, named_affines, write_step_graphs
 from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
 Array = np.ndarray
 H_SCALE = 1 / 127  # h in [-1, 1] <-> uint8 1..255
-ZERO_POINT = 128
-WEIGHT_LEVELS = 127
 LEAST_PEAK = np.array(1e-30, np.float32)  # of a row of zeros, which must not be divided by zero
 MAX_MEAN_SOURCES = 8  # 256 corners
 ROUNDING = 1e-12
 KEEP_BOUND = ("mul", "relu", "abs", "maximum", "minimum", "where")
 MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anything
-
-
-def quantize_columns(matrix: Array) -> tuple[Array, Array]:
-    """Symmetric int8 with one scale per output.
-
-    Args:
-        matrix: (n_out, n_in) float64.
-    Returns:
-        (n_in, n_out) uint8 with zero point 128, and the scales (n_out,) float32.
-    """
-    peak = np.abs(matrix).max(axis=1)
-    scale = np.where(peak > 0, peak / WEIGHT_LEVELS, 1.0)
-    levels = np.rint(matrix / scale[:, None]) + ZERO_POINT
-    return np.ascontiguousarray(levels.T.astype(np.uint8)), scale.astype(np.float32)
 
 
 def int8_layers(network: Network) -> list[str]:

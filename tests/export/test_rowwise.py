@@ -16,30 +16,14 @@ from export.algebra.trace import trace_step
 from export.draft import ports_of
 from export.errors import NothingQuantizedError
 from export.finding import find_reference
-from export.graphs.rowwise import H_SCALE, ZERO_POINT, bounded_sources, quantize_columns
+from export.graphs.int8_weights import ZERO_POINT
+from export.graphs.rowwise import H_SCALE, bounded_sources
 from export.lowering import lower_reference
 from export.precision import ALL_ROWWISE, Plan, Precision
 from models.zoo import sine_cell
 from service.artifact import Artifact
 from service.runtime import Runtime
 from tests.export import gru_spellings, lstm_spellings
-
-
-def test_columns_are_quantized_each_by_its_own_peak() -> None:
-    """Worked by hand: the peak of each output becomes 127 levels, zero stays zero."""
-    matrix = np.array([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0], [0.01, 0.02, -0.0254]])
-    levels, scale = quantize_columns(matrix)
-    np.testing.assert_allclose(scale, [1 / 127, 1.0, 0.0254 / 127], rtol=1e-6)
-    signed = levels.astype(int).T - ZERO_POINT
-    assert signed.tolist() == [[127, -64, 0], [0, 0, 0], [50, 100, -127]]
-
-
-def test_rounding_is_at_most_half_a_level() -> None:
-    """Dequantized weights are within half a scale of the original."""
-    matrix = np.random.default_rng(0).standard_normal((40, 70))
-    levels, scale = quantize_columns(matrix)
-    back = (levels.astype(float).T - ZERO_POINT) * scale[:, None]
-    assert (np.abs(back - matrix) <= 0.5001 * scale[:, None]).all()
 
 
 @pytest.mark.parametrize("name", ["sine-cell", "series-lstm"])
