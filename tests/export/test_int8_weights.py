@@ -67,7 +67,7 @@ def test_the_least_normal_scale_is_used() -> None:
 
 
 HARD = {
-    "normal": np.random.default_rng(0).standard_normal((64, 300)).astype(np.float32),
+    "normal": np.random.default_rng(0).standard_normal((256, 2000)).astype(np.float32),
     "uneven": (
         np.random.default_rng(1).standard_normal((64, 100)) * np.logspace(-30, 30, 64)[:, None]
     ).astype(np.float32),
