@@ -12,7 +12,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from export.errors import ExportError, SourceError
-from export.exporter import ALL_VARIANTS, Exported, Progress, export
+from export.exporter import ALL_VARIANTS, ON_REQUEST, Exported, Progress, export
 from export.onnx_in.source import SUFFIX as ONNX_SUFFIX
 from export.onnx_in.source import OnnxSource, load_onnx_source
 from export.publish import publish
@@ -175,7 +175,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_variants,
         metavar="A,B",
         help="which to write, the first is served by default; all of them must pass. Without it: "
-        f"{','.join(ALL_VARIANTS)}, less any int8 one that drifts",
+        f"{','.join(ALL_VARIANTS)}, less any that cannot be had here, or is int8 and drifts; "
+        f"{','.join(ON_REQUEST)} is written when it is named",
     )
     add("--default-variant", type=_variant, metavar="A", help="which is served by default")
     add(
@@ -215,8 +216,9 @@ def _window(text: str) -> int:
 
 
 def _variant(text: str) -> str:
-    if text not in ALL_VARIANTS:
-        raise argparse.ArgumentTypeError(f"`{text}` is none of {', '.join(ALL_VARIANTS)}")
+    known = (*ALL_VARIANTS, *ON_REQUEST)
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"`{text}` is none of {', '.join(known)}")
     return text
 
 

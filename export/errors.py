@@ -37,6 +37,10 @@ class NothingQuantizedError(LoweringError):
     """An int8 variant would hold no int8 product; it is left out, and the report says so."""
 
 
+class UnavailableError(LoweringError):
+    """This torch lacks what a variant is made with; unless asked for, the variant is left out."""
+
+
 class CausalityError(ExportError):
     """The module's answer for a step depends on the steps after it, or on the chunking."""
 

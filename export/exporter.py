@@ -37,14 +37,15 @@ from service.manifest import MANIFEST, Manifest, Variant, VariantName
 from service.runtime import Runtime
 
 Array = np.ndarray
-ALL_VARIANTS: tuple[VariantName, ...] = (
+ALL_VARIANTS: tuple[VariantName, ...] = (  # those that are written unless others are asked for
     "onnx-fp32",
     "onnx-int8",
     "onnx-int8-rowwise",
     "torchscript-fp32",
     "torchscript-int8",
 )
-FLOAT_VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "torchscript-fp32")
+ON_REQUEST: tuple[VariantName, ...] = ("torch-export",)
+FLOAT_VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "torchscript-fp32", "torch-export")
 
 Progress = Callable[[str], None]  # told what begins
 
@@ -76,7 +77,8 @@ def export(
         window: `--mode windowed`: the inputs that the model sees at each step; None: it carries
             its own state.
         variants: those to write, the first of them the default unless `default_variant` says.
-            None: all that there can be; an int8 one that drifts is left out, and that is said.
+            None: `ALL_VARIANTS` as far as they can be had; what cannot, or is int8 and drifts, is
+            left out, and that is said.
         tolerances: variant -> atol, in place of the gate's own; these must pass.
         progress: told, in a few words, what begins.
     Raises:
@@ -100,7 +102,9 @@ def export(
     check_pipeline(source, ports, x)  # what ids there are is known now
     with staging(out / name) as folder:
         progress("writing the graphs")
-        files, left_out = write_variants(folder, lowered, ports, variants or ALL_VARIANTS)
+        files, left_out = write_variants(
+            folder, lowered, ports, variants or ALL_VARIANTS, asked=variants or ()
+        )
         write_golden(folder, cases.golden, ports)
         initial = write_initial(folder, reference, ports)
         draft = draft_manifest(source, name, ports, reference, folder, initial, files)

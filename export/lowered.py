@@ -61,3 +61,11 @@ class Lowered(Protocol):
             LoweringError: it cannot be had; the TorchScript variants are left out, and why is said.
         """
         ...
+
+    def torch_step(self, ports: Ports) -> nn.Module:
+        """What `torch.export` is given: one step, `forward(x (B, ...), *states) -> (y, *states')`.
+
+        Raises:
+            LoweringError: it cannot be had, as above.
+        """
+        ...

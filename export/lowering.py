@@ -15,11 +15,11 @@ from export.algebra.network import Network
 from export.algebra.recognise import lower
 from export.algebra.trace import trace_step
 from export.errors import DecisionError, LoweringError
-from export.graphs import torchscript
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.operators import from_step_model, lower_operators
 from export.graphs.rowwise import bounded_sources, int8_layers, write_rowwise_graphs
 from export.graphs.step_graph import Products, write_step_graphs
+from export.graphs.torch_network import LoweredStep, lowered_module
 from export.lowered import Graphs, Lowered
 from export.onnx_in.reference import OnnxReference
 from export.onnx_in.step import write_step
@@ -108,4 +108,7 @@ class LoweredNetwork(Lowered):
         return write_rowwise_graphs(self.network, ports, plan)
 
     def torch_module(self, ports: Ports) -> nn.Module:
-        return torchscript.lowered_module(self.network, ports)
+        return lowered_module(self.network, ports)
+
+    def torch_step(self, ports: Ports) -> nn.Module:
+        return LoweredStep(self.network, ports)

@@ -22,7 +22,12 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"  # what BentoML's tags 
 Dim = int | str  # a size, or "B" / "T" where it is free
 Dtype = Literal["float32", "int64"]
 VariantName = Literal[
-    "onnx-fp32", "onnx-int8", "onnx-int8-rowwise", "torchscript-fp32", "torchscript-int8"
+    "onnx-fp32",
+    "onnx-int8",
+    "onnx-int8-rowwise",
+    "torchscript-fp32",
+    "torchscript-int8",
+    "torch-export",
 ]
 
 _HASH_BLOCK_BYTES = 1 << 20

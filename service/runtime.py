@@ -8,7 +8,7 @@ Rules
 - Rows of y past a row's length are zero.
 
 How it works: `run` checks the arrays, then gives them to the variant's backend (ONNX Runtime or
-TorchScript): at once if the variant is isolated, else row by row and step by step.
+torch): at once if the variant is isolated, else row by row and step by step.
 """
 
 from typing import Protocol
@@ -19,6 +19,7 @@ from service.artifact import Array, Artifact
 from service.errors import ShapeError
 from service.layout import State
 from service.onnx_backend import OnnxBackend
+from service.torch_export_backend import TorchExportBackend
 from service.torchscript_backend import TorchScriptBackend
 
 
@@ -34,7 +35,7 @@ class Runtime:
     """One variant of an artifact, loaded."""
 
     def __init__(self, artifact: Artifact, variant: str, threads: int = 1) -> None:
-        """Load it; torch is imported for a TorchScript variant only.
+        """Load it; torch is imported for a variant of torch only.
 
         Raises:
             ArtifactError: no such variant, or its engine cannot load the file.
@@ -43,11 +44,7 @@ class Runtime:
         self.ports = artifact.manifest.ports
         self.variant = variant
         self.isolated = entry.isolated
-        self._backend: Backend = (
-            TorchScriptBackend(artifact, entry, threads)
-            if variant.startswith("torchscript")
-            else OnnxBackend(artifact, entry, threads)
-        )
+        self._backend = _open_backend(artifact, variant, threads)
 
     def run(self, x: Array, state: State, lengths: Array | None = None) -> tuple[Array, State]:
         """Advance each row by its chunk.
@@ -112,3 +109,12 @@ class Runtime:
                     f"{state[port.name].shape}, expected {port.dtype} {shape}"
                 )
         return x.shape[0], x.shape[1]
+
+
+def _open_backend(artifact: Artifact, variant: str, threads: int) -> Backend:
+    entry = artifact.variant(variant)
+    if variant == "torch-export":
+        return TorchExportBackend(artifact, entry, threads)
+    if variant.startswith("torchscript"):
+        return TorchScriptBackend(artifact, entry, threads)
+    return OnnxBackend(artifact, entry, threads)

@@ -1,61 +1,12 @@
-"""A variant under torch.jit: the only module of `service` that needs torch, and only once used."""
+"""A variant under torch.jit: the only module of `service` that needs it."""
 
-import warnings
+from typing import Any
 
-import numpy as np
-
-from service.artifact import Array, Artifact
-from service.errors import ArtifactError
-from service.layout import State
-from service.manifest import Variant
+from service.torch_backend import TorchBackend
 
 
-class TorchScriptBackend:
-    """`forward(x, *states) -> (y, *states')`, over all steps of every row.
+class TorchScriptBackend(TorchBackend):
+    """A `.pt` archive."""
 
-    The module takes no lengths, so rows of equal length run together.
-    """
-
-    def __init__(self, artifact: Artifact, variant: Variant, threads: int) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise ArtifactError(
-                f"{variant.file} needs torch, which is not installed here; "
-                "install torch==2.13.0 or choose an ONNX variant"
-            ) from error
-        torch.set_num_threads(threads)
-        self._torch = torch
-        self._names = [port.name for port in artifact.manifest.ports.states]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own; see export
-            module = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(artifact.path / variant.file), "cpu"
-            )
-        self._module = module.eval()
-
-    def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
-        y: Array | None = None
-        final = {name: np.empty_like(value) for name, value in state.items()}
-        for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length)
-            part, part_state = self._forward(
-                x[rows, :length], {name: value[rows] for name, value in state.items()}
-            )
-            if y is None:
-                y = np.zeros((*x.shape[:2], *part.shape[2:]), part.dtype)
-            y[rows, :length] = part
-            for name, value in part_state.items():
-                final[name][rows] = value
-        if y is None:
-            raise ArtifactError("an empty batch reached the TorchScript runtime")
-        return y, final
-
-    def _forward(self, x: Array, state: State) -> tuple[Array, State]:
-        torch = self._torch
-        with torch.inference_mode():
-            y, *states = self._module(
-                torch.from_numpy(np.ascontiguousarray(x)),
-                *(torch.from_numpy(np.ascontiguousarray(state[name])) for name in self._names),
-            )
-        return y.numpy(), {n: s.numpy() for n, s in zip(self._names, states, strict=True)}
+    def _load(self, torch: Any, path: str) -> Any:
+        return torch.jit.load(path, "cpu").eval()

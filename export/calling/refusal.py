@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from export.calling.call import Call
@@ -184,5 +183,10 @@ def _shapes_tried(module: nn.Module, call: Call, x: Tensor) -> str:
 
 
 def _has_embedding(module: nn.Module) -> bool:
-    kinds = (nn.Embedding, nn.EmbeddingBag, torch.jit.ScriptModule)
-    return any(isinstance(part, kinds) for part in module.modules())
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    return any(isinstance(m, kinds) or _is_scripted(m) for m in module.modules())
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    """A scripted module may hold an embedding that does not show; its class is none of ours."""
+    return hasattr(module, "original_name")

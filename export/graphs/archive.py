@@ -10,29 +10,22 @@ Rules
 
 import io
 import re
-import warnings
 import zipfile
 from pathlib import Path
-
-import torch
 
 MANGLED = re.compile(rb"___torch_mangle_\d+")
 CONSTANTS = re.compile(rb"(?m)(?:^  \w+ : Final\[.*\n)+")  # torch writes a set of them
 SERIALIZATION_ID = ".data/serialization_id"  # a hash over the records, those left out too
 
 
-def save(scripted: torch.jit.ScriptModule, path: Path) -> None:
-    """Write the module; the same module gives the same bytes."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # see `torchscript`
-        torch.jit.save(scripted, buffer)
+def write_archive(saved: io.BytesIO, path: Path) -> None:
+    """Write what `torch.jit.save` gave; the same module gives the same bytes."""
     numbers: dict[bytes, bytes] = {}
 
     def renumber(match: re.Match[bytes]) -> bytes:
         return numbers.setdefault(match[0], b"___torch_mangle_%d" % len(numbers))
 
-    with zipfile.ZipFile(buffer) as full, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
+    with zipfile.ZipFile(saved) as full, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
         for name in full.namelist():
             _, _, inner = name.partition("/")
             if inner.endswith(".debug_pkl") or inner == SERIALIZATION_ID:

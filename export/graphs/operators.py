@@ -21,7 +21,7 @@ from export.graphs.scan import write_graphs
 from export.graphs.session import start_session
 from export.graphs.step_code import StepCode
 from export.graphs.step_model import StepModel, as_onnx, read_step_model
-from export.graphs.step_program import export_step, to_onnx
+from export.graphs.step_program import as_module, export_step, to_onnx
 from export.lowered import Graphs, Lowered
 from export.precision import Plan
 from export.reference import Reference, State
@@ -77,9 +77,15 @@ class LoweredOperators(Lowered):
         return write_int8_graphs(self.model, self._bounds, ports, plan)
 
     def torch_module(self, ports: Ports) -> nn.Module:
+        return StepCode(self._torch_program())
+
+    def torch_step(self, ports: Ports) -> nn.Module:
+        return as_module(self._torch_program())
+
+    def _torch_program(self) -> ExportedProgram:
         if self._program is None:
             raise LoweringError("the model came as an ONNX graph: there is no torch module")
-        return StepCode(self._program)
+        return self._program
 
 
 def lower_operators(reference: Reference, x: Tensor, why: str) -> LoweredOperators:

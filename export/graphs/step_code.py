@@ -1,12 +1,11 @@
-"""A step program as TorchScript, written out as code: any batch, its layers as children.
+"""A step program written out as code for TorchScript: any batch, its layers as children.
 
-torch.jit.trace would bake in every size that the program computes, so the code is written from the
-program's graph and scripted. Products with constant weights stand in it as `nn.Linear`, recurrent
-layers as `nn.LSTM`: those are what `quantize_dynamic` replaces.
+A trace would bake in every size that the program computes, so the code is written from the
+program's graph, to be scripted. Products with constant weights stand in it as `nn.Linear`,
+recurrent layers as `nn.LSTM`: those are what `quantize_dynamic` replaces.
 """
 
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,44 +28,20 @@ ON_SIZES: dict[Callable[..., Any], str] = {
 
 
 class StepCode(nn.Module):
-    """forward(x (B, ...), *states (B, ...)) -> (y (B, ...), *states'), as code over children."""
+    """forward(x (B, ...), *states (B, ...)) -> (y (B, ...), *states'), as `text` over children.
+
+    It does not run by itself: `torchscript` compiles it, with the children that it has then.
+    """
 
     is_step = True
 
     def __init__(self, program: ExportedProgram) -> None:
         """Raises:
-        LoweringError: TorchScript does not take the program.
+        LoweringError: the program has no translation.
         """
         super().__init__()
-        writer = _Writer(self, program)
-        self._code = writer.code()
+        self.text = _Writer(self, program).code()
         self.requires_grad_(False)
-        self.script()
-
-    def script(self) -> torch.jit.ScriptModule:
-        """The module with the children that it has now."""
-        # A class of its own: torch keeps one type for all modules of a class that look alike.
-        scripted: torch.jit.ScriptModule = type("Step", (_Scripted,), {})(self)
-        try:
-            scripted.define(self._code)
-        except RuntimeError as error:  # torch.jit's own
-            raise LoweringError(f"TorchScript does not take the step: {error}") from error
-        return scripted
-
-    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = self.script()(x, *states)
-        return result
-
-
-class _Scripted(torch.jit.ScriptModule):
-    def __init__(self, step: StepCode) -> None:
-        super().__init__()
-        for name, child in step.named_children():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # see `torchscript`
-                setattr(self, name, torch.jit.script(child))
-        for name, buffer in step.named_buffers(recurse=False):
-            self.register_buffer(name, buffer)
 
 
 class _Writer:

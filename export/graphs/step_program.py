@@ -93,6 +93,19 @@ def to_onnx(program: ExportedProgram, states: tuple[str, ...]) -> bytes:
     return bytes(exported.model_proto.SerializeToString())
 
 
+def as_module(program: ExportedProgram) -> nn.Module:
+    """The program as a module that can be exported again, each constant a buffer of its own.
+
+    What torch gives holds them as plain attributes that may share memory, which a scan refuses.
+    """
+    module = program.module(check_guards=False)
+    held: dict[str, Any] = {}
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(str(node.target))(module)
+        held[str(node.target)] = value.detach().clone() if isinstance(value, Tensor) else value
+    return fx.GraphModule(held, module.graph)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence torch's exporters: their warnings are about torch itself and packages not needed."""

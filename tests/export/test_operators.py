@@ -447,7 +447,8 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
     code = (
         "import sys; sys.path[:0] = [sys.argv[1]]\n"
         "import torch\n"
-        "from export.graphs import archive, torchscript\n"
+        "from export.graphs.torch_int8 import quantize\n"
+        "from export.graphs.torchscript import write_torchscript\n"
         "from export.graphs.operators import lower_operators\n"
         "from export.precision import ALL_ROWWISE\n"
         "from tests.export.operator_cells import LayerNormLSTM\n"
@@ -459,8 +460,8 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
         "for k, graph in enumerate(graphs):\n"
         "    Path(f'{k}.onnx').write_bytes(graph.SerializeToString())\n"
         "module = lowered.torch_module(ports)\n"
-        "for k, m in enumerate([module, torchscript.quantize(module)]):\n"
-        "    archive.save(torchscript.script(m, ports), Path(f'{k}.pt'))\n"
+        "for k, m in enumerate([module, quantize(module)]):\n"
+        "    write_torchscript(m, ports, Path(f'{k}.pt'))\n"
     )
     folders = [tmp_path / "a", tmp_path / "b" / "deeper"]
     running = []
