@@ -73,6 +73,12 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
     "_bentoml_sdk": set[str](),
     "redis": {"service.store.redis"},
 }
+LEAVING_TORCH = {  # how the names of what torch will drop begin -> the modules that may use them
+    "torch.jit": {"export.graphs.torchscript", "service.torchscript_backend"},
+    "torch._C._jit": {"export.graphs.torchscript"},
+    "torch.ao": {"export.graphs.torch_int8"},
+    "torch.quantization": set[str](),
+}
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,32 @@ def imports_of(package: str) -> list[Import]:
         found
         for path in sorted((ROOT / package).rglob("*.py"))
         for found in read_imports(path.read_text(), name_of(path))
+    ]
+
+
+def names_used(source: str) -> Iterator[tuple[str, int]]:
+    """Every dotted name that `source` imports or reads, and its line: torch, torch.jit, .."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            parts: list[str] = []
+            whole: ast.expr = node
+            while isinstance(whole, ast.Attribute):
+                parts.append(whole.attr)
+                whole = whole.value
+            if isinstance(whole, ast.Name):
+                yield ".".join([whole.id, *reversed(parts)]), node.lineno
+
+
+def uses_of_leaving_torch(source: str, module: str) -> list[str]:
+    return [
+        f"{module}:{line} uses {name}"
+        for name, line in names_used(source)
+        for part, users in LEAVING_TORCH.items()
+        if name.startswith(part) and module not in users
     ]
 
 
@@ -227,3 +259,35 @@ def test_the_service_is_imported_without_torch() -> None:
     code = "import sys, service.api; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_torch_will_drop_stands_behind_one_module_each(package: str) -> None:
+    """TorchScript and torch's quantization, read from the source of every module."""
+    found = [
+        use
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for use in uses_of_leaving_torch(path.read_text(), name_of(path))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.jit.script(1)",
+        "import torch.jit",
+        "from torch import jit",
+        "from torch.jit import script",
+        "def f():\n    from torch.ao.quantization import quantize_dynamic",
+        "import torch\nx = torch.ao.quantization",
+        "import torch\ntorch.quantization.quantize_dynamic(1)",
+        "import torch\ntorch._C._jit_clear_class_registry()",
+    ],
+)
+def test_a_use_of_what_torch_will_drop_is_found(source: str) -> None:
+    """In any spelling; in its own module it is none."""
+    assert uses_of_leaving_torch(source, "export.exporter")
+    part = "torch_int8" if "quantization" in source else "torchscript"
+    if "torch.quantization" not in source:
+        assert not uses_of_leaving_torch(source, f"export.graphs.{part}")

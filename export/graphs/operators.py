@@ -21,7 +21,7 @@ from export.graphs.scan import write_graphs
 from export.graphs.session import start_session
 from export.graphs.step_code import StepCode
 from export.graphs.step_model import StepModel, as_onnx, read_step_model
-from export.graphs.step_program import as_module, export_step, to_onnx
+from export.graphs.step_program import ProgramStep, export_step, to_onnx
 from export.lowered import Graphs, Lowered
 from export.precision import Plan
 from export.reference import Reference, State
@@ -80,7 +80,7 @@ class LoweredOperators(Lowered):
         return StepCode(self._torch_program())
 
     def torch_step(self, ports: Ports) -> nn.Module:
-        return as_module(self._torch_program())
+        return ProgramStep(self._torch_program())
 
     def _torch_program(self) -> ExportedProgram:
         if self._program is None:

@@ -93,6 +93,18 @@ def to_onnx(program: ExportedProgram, states: tuple[str, ...]) -> bytes:
     return bytes(exported.model_proto.SerializeToString())
 
 
+class ProgramStep(nn.Module):
+    """A step program to be called as every step is, with as many states as there are."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        self._program = program.module(check_guards=False)
+
+    def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = self._program(x, *states)
+        return result
+
+
 def as_module(program: ExportedProgram) -> nn.Module:
     """The program as a module that can be exported again, each constant a buffer of its own.
 

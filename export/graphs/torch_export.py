@@ -4,6 +4,7 @@
 file is one step of the network inside torch's `scan`, over however many steps x has.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from export.errors import LoweringError
-from export.graphs.step_program import quiet
+from export.graphs.step_program import as_module, quiet
 from export.graphs.torch_part import torch_part
 from service.manifest import Ports
 
@@ -27,9 +28,13 @@ def write_torch_export(step: nn.Module, ports: Ports, target: Path) -> None:
         LoweringError: torch.export does not take the scan.
         UnavailableError: this torch has no scan.
     """
+    with torch_part("scan"):  # a prototype: it may move
+        from torch._higher_order_ops.scan import scan
     try:
-        with torch_part("torch.export"), quiet(), torch.no_grad():
-            program = _export(_Scan(step).eval().requires_grad_(False), ports)
+        with quiet(), torch.no_grad():
+            # Exported once by itself: the scan would take in what its Python looks at, too.
+            one = as_module(_export(step, ports, EXAMPLE_BATCH))
+            program = _export(_Scan(one, scan), ports, EXAMPLE_BATCH, EXAMPLE_STEPS)
             _forget_sources(program)
             torch.export.save(program, target)
     except (RuntimeError, ValueError) as error:  # torch.export's errors share no base
@@ -38,18 +43,17 @@ def write_torch_export(step: nn.Module, ports: Ports, target: Path) -> None:
 
 
 class _Scan(nn.Module):
-    def __init__(self, step: nn.Module) -> None:
+    def __init__(self, step: nn.Module, scan: Callable[..., tuple[list[Tensor], Tensor]]) -> None:
         super().__init__()
         self.step = step
+        self._scan = scan
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        from torch._higher_order_ops.scan import scan
-
         def run(states: list[Tensor], now: Tensor) -> tuple[list[Tensor], Tensor]:
             y, *new = self.step(now, *states)
             return [_apart(value) for value in new], _apart(y)
 
-        final, y = scan(run, list(states), x, dim=1)
+        final, y = self._scan(run, list(states), x, dim=1)
         return y, *final
 
 
@@ -58,15 +62,17 @@ def _apart(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def _export(module: nn.Module, ports: Ports) -> ExportedProgram:
+def _export(module: nn.Module, ports: Ports, *axes: int) -> ExportedProgram:
+    """With `axes` free: those of x before its features, the first of which the states have too."""
+
     def example(dtype: str, *shape: int | str) -> Tensor:
         return torch.zeros(*(int(d) for d in shape), dtype=getattr(torch, dtype))
 
-    x = example(ports.x.dtype, EXAMPLE_BATCH, EXAMPLE_STEPS, *ports.x.shape[2:])
-    states = [example(s.dtype, EXAMPLE_BATCH, *s.shape[1:]) for s in ports.states]
-    batch, steps = Dim("B", min=1), Dim("T", min=1)
+    x = example(ports.x.dtype, *axes, *ports.x.shape[2:])
+    states = [example(s.dtype, axes[0], *s.shape[1:]) for s in ports.states]
+    free = {axis: Dim(name, min=1) for axis, name in zip(range(len(axes)), "BT", strict=False)}
     # All states are one variadic argument, whose shapes stand in a tuple of their own.
-    shapes = ({0: batch, 1: steps}, ({0: batch},) * len(states))
+    shapes = (free, ({0: free[0]},) * len(states))
     return torch.export.export(module, (x, *states), dynamic_shapes=shapes, strict=False)
 
 
