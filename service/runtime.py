@@ -25,6 +25,11 @@ from service.torchscript_backend import TorchScriptBackend
 class Backend(Protocol):
     """A loaded model file."""
 
+    @property
+    def engine(self) -> str:
+        """What runs it, with its version."""
+        ...
+
     def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
         """As `Runtime.run`, on checked arrays, all rows in one call."""
         ...
@@ -48,6 +53,11 @@ class Runtime:
             if variant.startswith("torchscript")
             else OnnxBackend(artifact, entry, threads)
         )
+
+    @property
+    def engine(self) -> str:
+        """What runs it, with its version: onnxruntime 1.32.0."""
+        return self._backend.engine
 
     def run(self, x: Array, state: State, lengths: Array | None = None) -> tuple[Array, State]:
         """Advance each row by its chunk.

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from service.artifact import Array, Artifact
-from service.errors import ArtifactError
+from service.errors import ArtifactError, EngineMissingError
 from service.layout import State
 from service.manifest import Variant
 
@@ -20,18 +20,23 @@ class TorchScriptBackend:
         try:
             import torch
         except ImportError as error:
-            raise ArtifactError(
+            raise EngineMissingError(
                 f"{variant.file} needs torch, which is not installed here; "
-                "install torch==2.13.0 or choose an ONNX variant"
+                "install torch==2.13.0 or choose an ONNX variant",
+                package="torch",
             ) from error
         torch.set_num_threads(threads)
         self._torch = torch
+        self.engine = f"torch {torch.__version__}"
         self._names = [port.name for port in artifact.manifest.ports.states]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own; see export
-            module = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(artifact.path / variant.file), "cpu"
-            )
+            try:
+                module = torch.jit.load(  # type: ignore[no-untyped-call]
+                    str(artifact.path / variant.file), "cpu"
+                )
+            except RuntimeError as error:
+                raise ArtifactError(f"torch cannot load {variant.file}: {error}") from error
         self._module = module.eval()
 
     def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
