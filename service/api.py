@@ -19,6 +19,7 @@ off `sys.path` once this module is imported.
 # mypy: disable-error-code="misc, no-any-return, untyped-decorator"
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -34,12 +35,11 @@ from bentoml._internal.service.openapi.specification import OpenAPISpecification
 from bentoml.exceptions import NotFound
 from pydantic import BaseModel, Field
 
-from service.artifact import find_artifacts
+from service.artifact import find_artifacts, locate_artifact, newest_artifacts
 from service.catalog import Catalog, check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
 from service.errors import SettingsError
-from service.manifest import MANIFEST
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths
@@ -124,6 +124,7 @@ class Carousel:
     @bentoml.on_startup
     async def open(self) -> None:
         """Load the models, prove them, and begin to serve."""
+        _log_what_is_loaded()
         config = CONFIG
         paths = find_models(config, self.bento_service.bento)
         catalog = Catalog.load(paths, config.variant, config.default_model, config.threads)
@@ -174,7 +175,7 @@ def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
     if bento is not None:
         found = _ours(bentoml.models.get(info.tag) for info in bento.info.all_models)
     else:
-        found = [path.resolve() for path in _newest(find_artifacts(config.artifacts))]
+        found = [path.resolve() for path in newest_artifacts(find_artifacts(config.artifacts))]
         found = found or _ours(_newest_stored(bentoml.models.list()))
     if not found:
         raise SettingsError(
@@ -188,11 +189,8 @@ def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
 def _locate(what: str) -> Path:
     """An artifact directory, the newest version in a NAME/ directory, or a BentoML tag."""
     path = Path(what)
-    if path.is_dir() and not (path / MANIFEST).exists():
-        versions = _newest(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
-        return (versions[0] if versions else path).resolve()
     if path.is_dir() or os.sep in what:
-        return path.resolve()
+        return locate_artifact(path).resolve()
     try:
         return Path(bentoml.models.get(what).path)
     except NotFound:
@@ -200,14 +198,6 @@ def _locate(what: str) -> Path:
             f"{PREFIX}MODELS names {what}, which is neither an artifact directory nor a tag in "
             "BentoML's model store (`bentoml models list` shows it)"
         ) from None
-
-
-def _newest(paths: Iterable[Path]) -> list[Path]:
-    """Of artifact directories NAME/VERSION/ the one of each name that was written last."""
-    newest: dict[str, Path] = {}
-    for path in sorted(paths, key=lambda path: (path / MANIFEST).stat().st_mtime_ns):
-        newest[path.parent.name] = path
-    return sorted(newest.values())
 
 
 def _newest_stored(models: Iterable[bentoml.Model]) -> list[bentoml.Model]:
@@ -220,6 +210,12 @@ def _newest_stored(models: Iterable[bentoml.Model]) -> list[bentoml.Model]:
 def _ours(models: Iterable[bentoml.Model]) -> list[Path]:
     key, value = LABEL
     return sorted(Path(model.path) for model in models if model.info.labels.get(key) == value)
+
+
+def _log_what_is_loaded() -> None:
+    """One line a model in the server's log, whose level is WARNING; not under `--quiet`."""
+    if logging.getLogger().isEnabledFor(logging.WARNING):
+        logging.getLogger("carousel.model").setLevel(logging.INFO)
 
 
 def _drain_on_signals(engine: Engine) -> None:

@@ -6,13 +6,14 @@ Rules
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from service.errors import ArtifactError
@@ -92,9 +93,17 @@ class Artifact:
         return {s.name: tensors[s.input] for s in self.manifest.ports.states}
 
     def golden(self) -> Golden:
-        tensors = load_file(self.path / self.manifest.golden.file)
-        final = {s.name: tensors[s.output] for s in self.manifest.ports.states}
-        return Golden(tensors["x"], tensors["y"], final)
+        """The golden sequences; ArtifactError if the file cannot be read."""
+        file = self.path / self.manifest.golden.file
+        try:
+            tensors = load_file(file)
+            final = {s.name: tensors[s.output] for s in self.manifest.ports.states}
+            return Golden(tensors["x"], tensors["y"], final)
+        except (KeyError, SafetensorError) as error:
+            raise ArtifactError(
+                f"{file} cannot be read ({error}); export the model again",
+                artifact=str(self.path),
+            ) from error
 
 
 def find_artifacts(root: Path) -> list[Path]:
@@ -104,6 +113,22 @@ def find_artifacts(root: Path) -> list[Path]:
     """
     found = (path.parent for path in root.glob(f"*/*/{MANIFEST}"))
     return sorted(path for path in found if not path.name.startswith("."))
+
+
+def newest_artifacts(paths: Iterable[Path]) -> list[Path]:
+    """Of artifact directories NAME/VERSION/ the one of each name that was written last."""
+    newest: dict[str, Path] = {}
+    for path in sorted(paths, key=lambda path: (path / MANIFEST).stat().st_mtime_ns):
+        newest[path.parent.name] = path
+    return sorted(newest.values())
+
+
+def locate_artifact(path: Path) -> Path:
+    """An artifact directory as it is; of a NAME/ directory its newest version, if it has any."""
+    if path.is_dir() and not (path / MANIFEST).exists():
+        found = (p.parent for p in path.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
+        return next(iter(newest_artifacts(found)), path)
+    return path
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -9,12 +9,15 @@ Rules
   a model never goes to another one because its own is broken.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from service.errors import ArtifactError, RequestError, SettingsError, UnknownModelError
 from service.model import Model
+
+logger = logging.getLogger("carousel.catalog")
 
 
 class Catalog:
@@ -58,6 +61,7 @@ class Catalog:
             except ArtifactError as error:
                 error.data.setdefault("artifact", str(path))
                 broken[path.parent.name] = error
+                logger.error("%s is not served: %s", path.parent.name, error.message)
         return cls(models, broken, default)
 
     @property

@@ -155,6 +155,12 @@ class ArtifactError(CarouselError):
     status = 503
 
 
+class EngineMissingError(ArtifactError):
+    """The variant runs under a package that is not installed here, `package`."""
+
+    code = "engine_missing"
+
+
 class SelfTestError(ArtifactError):
     """This machine computes something else than the golden vectors say."""
 

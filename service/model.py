@@ -1,9 +1,8 @@
 """A served model: an artifact, one of its variants loaded, and proof that it computes here.
 
 Rules
-- A model is served only after it replayed its golden sequences on this machine within the
-  variant's tolerance: each alone, all in one batch, and one of them step by step with the state
-  carried. A wrong state shows in the y of the next step, so y is what is compared.
+- A model is served only after it passed its self-test on this machine; one line of the log says
+  what was found, and on which CPU.
 - A variant that was isolated where it was exported, and is not on this machine's kernels, runs
   one row and one step at a time.
 - x comes in the client's raw units and y goes back in them; nothing else sees raw units.
@@ -11,24 +10,23 @@ Rules
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from safetensors import SafetensorError
 
 from service.artifact import Array, Artifact, Golden
-from service.errors import ArtifactError, SelfTestError, ShapeError
+from service.cpu import read_cpu
+from service.errors import ShapeError
 from service.layout import State
-from service.manifest import Tolerance, Variant
 from service.reading import Reader
 from service.runtime import Runtime
+from service.self_test import repeat, run_self_test
 from service.wire import RowShape, refuse_not_finite
 
-TEACHER_FORCED = "teacher-forced"  # the parity case whose x is given, as the golden one's is
 logger = logging.getLogger("carousel.model")
 
 _COST_ROWS = 64  # the second point of the cost line; the first is one row
@@ -63,10 +61,9 @@ class Model:
             SelfTestError: this machine computes something else. Choose another variant.
         """
         artifact = Artifact.load(path)
-        name = variant or artifact.manifest.default_variant
-        runtime = Runtime(artifact, name, threads)
-        golden = _read_golden(artifact)
-        _self_test(artifact, runtime, golden)
+        runtime = Runtime(artifact, variant or artifact.manifest.default_variant, threads)
+        golden = artifact.golden()
+        _prove(artifact, runtime, golden)
         return cls(artifact, runtime, _measure_cost(artifact, runtime, golden))
 
     @property
@@ -176,103 +173,32 @@ def _extreme(x: Array) -> float:
     return float(x.flat[int(np.abs(x).argmax())])
 
 
-# The self-test ---------------------------------------------------------------------------------
+# At load ---------------------------------------------------------------------------------------
 
 
-def _read_golden(artifact: Artifact) -> Golden:
-    try:
-        return artifact.golden()
-    except (KeyError, SafetensorError) as error:
-        raise ArtifactError(
-            f"{artifact.path / artifact.manifest.golden.file} cannot be read ({error}); "
-            "export the model again",
-            artifact=str(artifact.path),
-        ) from error
-
-
-def _self_test(artifact: Artifact, runtime: Runtime, golden: Golden) -> None:
-    tolerance = _tolerance(artifact.variant(runtime.variant))
-    initial = artifact.initial
-    found: list[Array] = []
-    ways: dict[str, Callable[[], Array]] = {
-        "each alone": lambda: np.concatenate(
-            [runtime.run(golden.x[n : n + 1], initial)[0] for n in range(len(golden.x))]
-        ),
-        "in one batch": lambda: runtime.run(golden.x, _repeat(initial, len(golden.x)))[0],
-        "step by step": lambda: _step_by_step(runtime, golden.x[:1], initial),
-    }
-    for way, compute in ways.items():
-        try:
-            y = compute()
-        except Exception as error:  # ONNX Runtime's and torch's share no base but Exception
-            raise SelfTestError(
-                f"{runtime.variant} of {artifact.path} cannot run its golden sequences {way}: "
-                f"{error}",
-                artifact=str(artifact.path),
-                variant=runtime.variant,
-            ) from error
-        _compare(artifact, runtime.variant, way, y, golden.y, tolerance)
-        found.append(y)
-    alone, batched, stepped = found
-    same = alone.tobytes() == batched.tobytes() and alone[:1].tobytes() == stepped.tobytes()
-    if runtime.isolated and not same:
+def _prove(artifact: Artifact, runtime: Runtime, golden: Golden) -> None:
+    """Run the self-test; a variant that mixes rows on this machine runs them apart from now on."""
+    found = run_self_test(artifact, runtime, golden)
+    if error := found.failure():
+        raise error
+    if runtime.isolated and not found.isolated:
         logger.warning(
             "%s of %s gives other bits in a batch or in chunks on this machine than alone, though "
             "not where it was exported; it runs one row and one step at a time",
             runtime.variant,
             artifact.path,
         )
-        runtime.isolated = False
-
-
-def _tolerance(variant: Variant) -> Tolerance:
-    """What the gate allowed where x is given; else the widest that it allowed."""
-    for parity in variant.parity:
-        if parity.case.startswith(TEACHER_FORCED):
-            return parity.tolerance
-    widest = max(
-        (p.tolerance for p in variant.parity), key=lambda t: (t.atol, t.rtol), default=None
-    )
-    if widest is None:
-        raise SelfTestError(f"{variant.file} has no parity in the manifest; export the model again")
-    return widest
-
-
-def _repeat(state: State, batch: int) -> State:
-    return {name: np.repeat(value, batch, axis=0) for name, value in state.items()}
-
-
-def _step_by_step(runtime: Runtime, x: Array, state: State) -> Array:
-    ys = []
-    for t in range(x.shape[1]):
-        y, state = runtime.run(x[:, t : t + 1], state)
-        ys.append(y)
-    return np.concatenate(ys, axis=1)
-
-
-def _compare(
-    artifact: Artifact, variant: str, way: str, y: Array, golden: Array, tolerance: Tolerance
-) -> None:
-    expected = golden[: len(y)]
-    if y.shape != expected.shape:
-        raise SelfTestError(
-            f"{variant} of {artifact.path} gives y of shape {y.shape} for its golden sequences, "
-            f"expected {expected.shape}; export the model again",
-            artifact=str(artifact.path),
-            variant=variant,
-        )
-    error = np.abs(y.astype(np.float64) - expected)
-    excess = error - (tolerance.atol + tolerance.rtol * np.abs(expected))
-    if (excess <= 0).all():  # NaN compares false, and so fails
-        return
-    sequence, step = np.unravel_index(int(np.nan_to_num(excess, nan=np.inf).argmax()), y.shape)[:2]
-    raise SelfTestError(
-        f"{variant} of {artifact.path} is off by {error[sequence, step].max():.2g} at step {step} "
-        f"of golden sequence {sequence}, run {way} (atol {tolerance.atol:g}, "
-        f"rtol {tolerance.rtol:g}): this machine computes something else than was exported; "
-        "choose another variant or export the model here",
-        artifact=str(artifact.path),
-        variant=variant,
+    runtime.isolated = found.isolated
+    logger.info(
+        "%s:%s %s: golden sequences within %.1e of the reference, %.1e allowed; %s; %s on %s",
+        artifact.manifest.name,
+        artifact.manifest.version,
+        runtime.variant,
+        found.worst.max_error,
+        found.worst.allowed,
+        "isolated" if found.isolated else "not isolated",
+        runtime.engine,
+        read_cpu(),
     )
 
 
@@ -285,7 +211,7 @@ def _measure_cost(artifact: Artifact, runtime: Runtime, golden: Golden) -> Cost:
 
 def _time_step(artifact: Artifact, runtime: Runtime, golden: Golden, rows: int) -> float:
     x = np.repeat(golden.x[:1, :1], rows, axis=0)
-    state = _repeat(artifact.initial, rows)
+    state = repeat(artifact.initial, rows)
     times = []
     for _ in range(_COST_REPEATS):
         start = time.perf_counter()

@@ -13,6 +13,8 @@ from service.manifest import Variant
 class OnnxBackend:
     """Inputs x, lengths and each state's `NAME_0`; outputs y and each state's `NAME_n`."""
 
+    engine = f"onnxruntime {ort.__version__}"
+
     def __init__(self, artifact: Artifact, variant: Variant, threads: int) -> None:
         self._states = artifact.manifest.ports.states
         self._outputs = ["y", *(port.output for port in self._states)]

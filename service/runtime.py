@@ -26,6 +26,11 @@ from service.torchscript_backend import TorchScriptBackend
 class Backend(Protocol):
     """A loaded model file."""
 
+    @property
+    def engine(self) -> str:
+        """What runs it, with its version."""
+        ...
+
     def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
         """As `Runtime.run`, on checked arrays, all rows in one call."""
         ...
@@ -45,6 +50,11 @@ class Runtime:
         self.variant = variant
         self.isolated = entry.isolated
         self._backend = _open_backend(artifact, variant, threads)
+
+    @property
+    def engine(self) -> str:
+        """What runs it, with its version: onnxruntime 1.32.0."""
+        return self._backend.engine
 
     def run(self, x: Array, state: State, lengths: Array | None = None) -> tuple[Array, State]:
         """Advance each row by its chunk.

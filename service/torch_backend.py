@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from service.artifact import Array, Artifact
-from service.errors import ArtifactError
+from service.errors import ArtifactError, EngineMissingError
 from service.layout import State
 from service.manifest import Variant
 
@@ -23,12 +23,14 @@ class TorchBackend(ABC):
         try:
             import torch
         except ImportError as error:
-            raise ArtifactError(
+            raise EngineMissingError(
                 f"{variant.file} needs torch, which is not installed here; "
-                f"install torch=={written_by} or choose an ONNX variant"
+                f"install torch=={written_by} or choose an ONNX variant",
+                package="torch",
             ) from error
         torch.set_num_threads(threads)
         self._torch = torch
+        self.engine = f"torch {torch.__version__}"
         self._names = [port.name for port in artifact.manifest.ports.states]
         try:
             with warnings.catch_warnings():

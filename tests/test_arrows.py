@@ -15,7 +15,7 @@ PACKAGES = ("models", "export", "service", "benchmarks")
 # Of `service`, left never imports right; one place holds modules that may import each other's left.
 SERVICE_ORDER: list[set[str]] = [
     {"errors"},
-    {"config", "vocabulary", "choice"},
+    {"config", "cpu", "vocabulary", "choice"},
     {"wire"},
     {"pipeline"},
     {"manifest", "reading"},
@@ -24,7 +24,8 @@ SERVICE_ORDER: list[set[str]] = [
     {"onnx_backend", "torch_backend"},
     {"torchscript_backend", "torch_export_backend"},
     {"runtime"},
-    {"model"},
+    {"self_test"},
+    {"model", "check"},
     {"catalog"},
     {"session"},
     {"job"},

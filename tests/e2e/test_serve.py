@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import httpx
+import onnxruntime
 import pytest
 
+from service.cpu import read_cpu
 from tests.e2e.conftest import Start
 from tests.e2e.test_stream import Duplex, duplex, line
 from tests.service.build_artifact import Spec, build_artifact
@@ -59,6 +61,10 @@ def test_a_broken_artifact_is_not_ready_and_the_others_serve(start: Start, tmp_p
         assert client.post("/predict", json={"session_id": "t", "x": [[1]]}).status_code == 400
         names = [entry["name"] for entry in client.get("/models").json()["broken"]]
         assert sorted(names) == ["broken", "off"]
+    log = server.text()
+    assert "good:" in log and " onnx-fp32: golden sequences within " in log
+    assert f"isolated; onnxruntime {onnxruntime.__version__} on {read_cpu()}" in log
+    assert "broken is not served: manifest says sha256" in log
 
 
 def test_the_newest_version_of_a_model_is_served(start: Start, tmp_path: Path) -> None:

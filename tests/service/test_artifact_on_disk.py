@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from service.artifact import Artifact, find_artifacts
 from service.catalog import Catalog
+from service.cpu import read_cpu
 from service.errors import (
     ArtifactError,
     NotFiniteError,
@@ -162,6 +166,24 @@ def test_rows_of_a_batch_give_what_they_give_alone(path: Path) -> None:
     for b, ((y,), (state,), _) in enumerate(alone):
         assert np.array_equal(ys[b], y)
         assert states[b] == state
+
+
+def test_a_model_says_at_load_what_its_self_test_found(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line: model, version, variant, error and tolerance, isolation, engine and CPU."""
+    with caplog.at_level(logging.INFO, "carousel.model"):
+        Model.load(path)
+    (line,) = caplog.messages
+    found = re.fullmatch(
+        rf"sine-cell:{path.name} onnx-fp32: golden sequences within (\S+) of the reference, "
+        r"1\.0e-05 allowed; isolated; onnxruntime (\S+) on (.*)",
+        line,
+    )
+    assert found is not None, line
+    assert 0 < float(found[1]) < 1e-6
+    assert found[2] == onnxruntime.__version__
+    assert found[3] == str(read_cpu())
 
 
 def test_a_golden_sequence_that_this_machine_does_not_reproduce_is_refused(tmp_path: Path) -> None:
