@@ -1,4 +1,9 @@
-"""What all tests share: quiet thread pools, and the demo models, trained and exported for real."""
+"""What all tests share: quiet thread pools, and the demo models, trained and exported for real.
+
+`make test` runs them in as many workers as there are cores (pytest-xdist, `--dist=loadgroup`). What
+is made once for many tests is made in one worker: the tests of a file stay together, and so do all
+that need the demo models. A file whose tests need little of each other says its own groups.
+"""
 
 import os
 import shutil
@@ -16,6 +21,16 @@ from service.artifact import Artifact, find_artifacts
 
 ROOT = Path(__file__).parents[1]
 DEMOS = ("sine-cell", "series-lstm")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the group that one worker runs; its own, if it has one, stays."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            fixtures = getattr(item, "fixturenames", ())
+            group = "demos" if "demo_runs" in fixtures else str(item.path.relative_to(ROOT))
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -86,7 +86,7 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
-    """All models, trained and exported by the real commands, two at a time."""
+    """All models, trained and exported by the real commands, two at a time where no test runs."""
     root = tmp_path_factory.mktemp("zoo")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -101,7 +101,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
         )
         assert done.returncode == 0, f"{name}: {done.stdout}\n{done.stderr}"
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1 if "PYTEST_XDIST_WORKER" in os.environ else 2) as pool:
         list(pool.map(make, ZOO))
     found = {}
     for path in find_artifacts(root / "artifacts"):
