@@ -59,14 +59,14 @@ def demo_runs() -> dict[str, Path]:
     return {name: ROOT / "runs" / name for name in DEMOS}
 
 
-def export_command(run: Path, out: Path) -> list[str]:
-    """The command line that exports a demo model, as README has it."""
+def export_arguments(run: Path, out: Path) -> list[str]:
+    """What `python -m export` gets for a model of the zoo, as README has it."""
     module = run.name.replace("-", "_")
     files = ("weights.safetensors", "holdout.npy", "pipeline.json")
     flags = zip(("--weights", "--example", "--pipeline"), files, strict=True)
     given = [part for flag, file in flags for part in (flag, str(run / file))]
-    command = [sys.executable, "-m", "export", f"models.zoo:{module}", *given]
-    return [*command, "--name", run.name, "--out", str(out), *ZOO[run.name].export_flags]
+    named = ["--name", run.name, "--out", str(out)]
+    return [f"models.zoo:{module}", *given, *named, *ZOO[run.name].export_flags]
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +83,7 @@ def demo_artifacts(
     out = tmp_path_factory.mktemp("demos") / "artifacts"
     environment = {**os.environ, "BENTOML_HOME": str(demo_home)}
     for run in demo_runs.values():
-        subprocess.run(export_command(run, out), cwd=ROOT, check=True, env=environment)
+        command = [sys.executable, "-m", "export", *export_arguments(run, out)]
+        subprocess.run(command, cwd=ROOT, check=True, env=environment)
     loaded = [Artifact.load(path) for path in find_artifacts(out)]
     return {artifact.manifest.name: artifact for artifact in loaded}
