@@ -7,6 +7,7 @@ PIP_VERSION := 26.3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMOS := sine-cell series-lstm
+MAX_WORKERS := 8  # of the tests: each takes about 1.5 GB
 DEBIAN_PACKAGES := curl  # what tests need besides Python
 
 export BENTOML_DO_NOT_TRACK ?= True
@@ -29,7 +30,7 @@ artifacts/%/.exported: | $(INSTALLED)
 		--pipeline runs/$*/pipeline.json
 
 test: $(INSTALLED) packages check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=$(MAX_WORKERS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,9 @@
-"""What all tests share: quiet thread pools, and the demo models, trained and exported for real."""
+"""What all tests share: quiet thread pools, and the demo models, trained and exported for real.
+
+`make test` runs them in as many workers as there are cores (pytest-xdist, `--dist=loadgroup`). What
+is made once for many tests is made in one worker: the tests of a file stay together, and so do all
+that need the demo models. A file whose tests need little of each other says its own groups.
+"""
 
 import os
 import shutil
@@ -16,6 +21,16 @@ from service.artifact import Artifact, find_artifacts
 
 ROOT = Path(__file__).parents[1]
 DEMOS = ("sine-cell", "series-lstm")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the group that one worker runs; its own, if it has one, stays."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            fixtures = getattr(item, "fixturenames", ())
+            group = "demos" if "demo_runs" in fixtures else str(item.path.relative_to(ROOT))
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -44,14 +59,14 @@ def demo_runs() -> dict[str, Path]:
     return {name: ROOT / "runs" / name for name in DEMOS}
 
 
-def export_command(run: Path, out: Path) -> list[str]:
-    """The command line that exports a demo model, as README has it."""
+def export_arguments(run: Path, out: Path) -> list[str]:
+    """What `python -m export` gets for a model of the zoo, as README has it."""
     module = run.name.replace("-", "_")
     files = ("weights.safetensors", "holdout.npy", "pipeline.json")
     flags = zip(("--weights", "--example", "--pipeline"), files, strict=True)
     given = [part for flag, file in flags for part in (flag, str(run / file))]
-    command = [sys.executable, "-m", "export", f"models.zoo:{module}", *given]
-    return [*command, "--name", run.name, "--out", str(out), *ZOO[run.name].export_flags]
+    named = ["--name", run.name, "--out", str(out)]
+    return [f"models.zoo:{module}", *given, *named, *ZOO[run.name].export_flags]
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +83,7 @@ def demo_artifacts(
     out = tmp_path_factory.mktemp("demos") / "artifacts"
     environment = {**os.environ, "BENTOML_HOME": str(demo_home)}
     for run in demo_runs.values():
-        subprocess.run(export_command(run, out), cwd=ROOT, check=True, env=environment)
+        command = [sys.executable, "-m", "export", *export_arguments(run, out)]
+        subprocess.run(command, cwd=ROOT, check=True, env=environment)
     loaded = [Artifact.load(path) for path in find_artifacts(out)]
     return {artifact.manifest.name: artifact for artifact in loaded}

@@ -1,6 +1,7 @@
 """What the notation of `--call` is made of: names, and groups of them."""
 
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Named:
 Tree = str | tuple["Tree", ...] | Listed | Keyed | Fixed | Named
 
 
+@cache  # asked for each of the thousands of ways in which a module is tried
 def leaves(tree: Tree) -> tuple[str, ...]:
     """The names of a tree, left to right."""
     if isinstance(tree, str):

@@ -1,5 +1,6 @@
 """A real `bentoml serve`, in a process of its own, on a free port, in a clean BENTOML_HOME."""
 
+import itertools
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,11 +87,18 @@ class Server:
 Start = Callable[..., Server]
 
 
+# Below the ports that the kernel gives to whoever asks for any, and each test process begins
+# elsewhere: nobody takes a port between its choice here and the server's start.
+_ports = itertools.count(20_000 + os.getpid() * 97 % 12_000)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    while True:
+        port = next(_ports)
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def start_server(

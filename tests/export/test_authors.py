@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from export import cases
+from export import exporter
 from export.errors import ExportError
-from export.exporter import export
 from export.source import Source
 from service.artifact import Artifact
 from service.layout import State
 from service.pipeline import Pipeline
 from service.runtime import Runtime
+from tests.export import short
 from tests.export.authors.corpus import CORPUS
 from tests.export.authors.entry import Entry
 
@@ -29,7 +29,7 @@ STEPS = 300
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 EXAMPLE_SEED, FRESH_SEED = 1, 2
 ATOL = RTOL = 1e-5  # of float32, as the gate's
-FULL_GATE = ("gate-by-gate", "layer-norm", "text")  # measured over the gate's own 2,000 steps
+FULL_GATE = ("gate-by-gate", "layer-norm", "text")  # measured over the gate's own length
 # Random weights lose more by rounding than trained ones: a wrong function would lose all.
 FLOAT = ("onnx-fp32", "torchscript-fp32")
 INT8 = ("onnx-int8", "onnx-int8-rowwise", "torchscript-int8")
@@ -40,14 +40,18 @@ GOOD = [name for name, entry in CORPUS.items() if entry.refused is None]
 REFUSED = [name for name, entry in CORPUS.items() if entry.refused is not None]
 
 
+def of_author(name: str, reason: str | None = None) -> object:
+    """A parameter; the tests of one author share an artifact, and so go to one worker."""
+    marks = [pytest.mark.xdist_group(f"author {name}")]
+    if reason:
+        marks.append(pytest.mark.xfail(strict=True, reason=reason))
+    return pytest.param(name, marks=marks, id=name)
+
+
 def known(names: Iterable[str], *, of_road: bool = False) -> list[object]:
     """Names as parameters; what is known to fail must fail, or the list is out of date."""
-    found: list[object] = []
-    for name in names:
-        reason = CORPUS[name].fails or (CORPUS[name].off_road if of_road else None)
-        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        found.append(pytest.param(name, marks=marks, id=name))
-    return found
+    reasons = {n: CORPUS[n].fails or (CORPUS[n].off_road if of_road else None) for n in names}
+    return [of_author(name, reason) for name, reason in reasons.items()]
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +92,8 @@ class Artifacts:
         if not entry.int8:
             options["variants"] = FLOAT
         options["tolerances"] = {variant: INT8_SHARE * spread for variant in INT8}
-        with pytest.MonkeyPatch.context() as patch:
-            if name not in FULL_GATE:
-                patch.setattr(cases, "MIN_STEPS", STEPS)
-            return export(source, name, self._out, **options).artifact
+        export = exporter.export if name in FULL_GATE else short.export
+        return export(source, name, self._out, **options).artifact
 
 
 def signals(entry: Entry) -> Array:
@@ -124,7 +126,7 @@ def in_chunks(artifact: Artifact, variant: str, x: Array) -> Array:
     return np.concatenate(ys, axis=1).reshape(*x.shape[:2], -1)
 
 
-@pytest.mark.parametrize("name", CORPUS)
+@pytest.mark.parametrize("name", [*map(of_author, CORPUS)])
 def test_the_authors_module_lives(name: str) -> None:
     """It answers every step, finitely, alike in each run, and remembers what was four steps ago."""
     entry = CORPUS[name]
@@ -195,6 +197,7 @@ def test_what_cannot_be_a_stream_is_refused(name: str, artifacts: Artifacts) -> 
         artifacts[name]
 
 
+@pytest.mark.xdist_group("author scripted")
 def test_a_scripted_class_can_be_scripted_again_after_an_export(artifacts: Artifacts) -> None:
     """Export clears torch's registry of scripted classes, and nothing is left that points there."""
     artifacts["scripted"]

@@ -12,42 +12,56 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from export.__main__ import main
 from service.artifact import Artifact
 from service.runtime import Runtime
+from tests.export import short
 from tests.export.authors import standalone
 from tests.export.authors.entry import tokens, waves, windows
 
 ROOT = Path(__file__).parents[2]
-STEPS = 200  # of the example; the gate goes over it until it has its 2,000
+STEPS = 200  # of the example; the gate goes over it again and again
 
 
 class Folder:
-    """The author's folder: a file of code, weights and an example."""
+    """The author's folder, where the author stands: a file of code, weights and an example."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path = path
+        self._capsys = capsys
         (path / "net.py").write_text(Path(standalone.__file__).read_text())
 
-    def export(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The real one: it imports torch, which takes longer than the export."""
         return subprocess.run(
             [sys.executable, "-m", "export", *arguments, "--no-store"],
             cwd=self.path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
         )
 
-    def artifact(self, *arguments: str) -> Artifact:
-        done = self.export(*arguments)
+    def export(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """What it does, in this process, and with a short proof."""
+        with short.proof():
+            status = main([*arguments, "--no-store"])
+        return subprocess.CompletedProcess(arguments, status, *self._capsys.readouterr())
+
+    def artifact(self, done: subprocess.CompletedProcess[str]) -> Artifact:
         assert done.returncode == 0, done.stderr
         written = [line for line in done.stdout.splitlines() if line.startswith("wrote ")]
         return Artifact.load(self.path / written[0].removeprefix("wrote "))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Folder:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # export puts the file's folder there
+    monkeypatch.delitem(sys.modules, "net", raising=False)  # of the test before
+    return Folder(tmp_path, capsys)
 
 
 def trained(module: nn.Module) -> nn.Module:
@@ -82,9 +96,8 @@ def test_a_checkpoint_of_a_training_script_and_an_example_in_float64(folder: Fol
     torch.save(checkpoint, folder.path / "last.pt")
     x = np.stack([waves(4)(STEPS, seed) for seed in range(3)])
     np.save(folder.path / "x.npy", x.astype(np.float64))
-    artifact = folder.artifact(
-        "net.py:Forecaster", "--weights", "last.pt", "--example", "x.npy", "--name", "forecaster"
-    )
+    arguments = ["net.py:Forecaster", "--weights", "last.pt", "--example", "x.npy"]
+    artifact = folder.artifact(folder.command(*arguments, "--name", "forecaster"))
     assert {"onnx-fp32", "onnx-int8", "torchscript-fp32"} <= set(artifact.manifest.variants)
     X = torch.from_numpy(x)[:, :40]
     close(served(artifact, x[:, :40]), [net(X[:, : t + 1]) for t in range(40)])
@@ -96,11 +109,12 @@ def test_a_cell_with_keywords_for_its_factory(folder: Folder) -> None:
     save_file(net.state_dict(), folder.path / "cell.safetensors")
     x = waves(3)(STEPS, 0)
     np.save(folder.path / "x.npy", x)
-    artifact = folder.artifact(
+    done = folder.export(
         *("net.py:LSTMCell", "--init", '{"input_size": 3, "hidden_size": 9}'),
         *("--weights", "cell.safetensors", "--example", "x.npy", "--name", "cell"),
         *("--variants", "onnx-fp32,onnx-int8-rowwise"),
     )
+    artifact = folder.artifact(done)
     assert [entry.road for entry in artifact.manifest.lowering] == ["lstm"]
     h, c, hs = torch.zeros(1, 9), torch.zeros(1, 9), []
     for x_t in torch.from_numpy(x):
@@ -115,10 +129,11 @@ def test_token_ids(folder: Folder) -> None:
     torch.save(net.state_dict(), folder.path / "char.pth")
     ids = tokens(11)(STEPS, 0)
     np.save(folder.path / "ids.npy", ids)
-    artifact = folder.artifact(
+    done = folder.export(
         *("net.py:CharRNN", "--weights", "char.pth", "--example", "ids.npy", "--name", "char"),
         *("--variants", "onnx-fp32"),
     )
+    artifact = folder.artifact(done)
     assert artifact.manifest.ports.x.ids == 11
     close(served(artifact, ids[None]), net(torch.from_numpy(ids)[None])[0])
 
@@ -135,9 +150,9 @@ def test_what_looks_ahead_is_refused_and_then_served_on_windows(folder: Folder) 
     assert "`lstm` is bidirectional" in refused.stderr
     assert "--mode windowed --window N" in refused.stderr
     assert not list(folder.path.glob("artifacts/tagger/*"))
-    artifact = folder.artifact(
-        *command, "--mode", "windowed", "--window", "9", "--variants", "onnx-fp32"
-    )
+    served_on_windows = ("--mode", "windowed", "--window", "9")
+    done = folder.export(*command, *served_on_windows, "--variants", "onnx-fp32")
+    artifact = folder.artifact(done)
     wanted = windows(9, lambda y: y[:, -1])(net, torch.from_numpy(x)[None])
     got = served(artifact, x[None])
     close(got[:, 8:], wanted[:, 8:])
@@ -155,7 +170,8 @@ def test_ambiguity_lists_what_may_be_said_and_that_is_taken(folder: Folder) -> N
     lines = [line.strip() for line in refused.stderr.splitlines()]
     calls = [line.removeprefix('--call "')[:-1] for line in lines if line.startswith("--call")]
     (spread,) = (call for call in calls if "spread: Y" in call)
-    artifact = folder.artifact(*command, "--call", spread, "--variants", "onnx-fp32")
+    done = folder.export(*command, "--call", spread, "--variants", "onnx-fp32")
+    artifact = folder.artifact(done)
     close(served(artifact, x[None]), net(torch.from_numpy(x)[:, None])["spread"].transpose(0, 1))
 
 
@@ -163,7 +179,7 @@ def test_a_pickled_module_is_refused_with_the_way_out(folder: Folder) -> None:
     """torch.save(model): loading it would run code, so its state_dict is asked for."""
     torch.save(trained(standalone.CharRNN()), folder.path / "whole.pt")
     np.save(folder.path / "ids.npy", tokens(11)(STEPS, 0))
-    refused = folder.export(
+    refused = folder.command(
         "net.py:CharRNN", "--weights", "whole.pt", "--example", "ids.npy", "--name", "char"
     )
     assert refused.returncode == 1

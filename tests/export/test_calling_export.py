@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.exporter import ALL_VARIANTS, export
+from export.exporter import ALL_VARIANTS
 from export.source import Source
 from service.artifact import Artifact
 from service.layout import State
@@ -16,6 +16,7 @@ from service.model import Model
 from service.pipeline import Pipeline
 from service.runtime import Runtime
 from tests.export import styles as S
+from tests.export.short import export
 from tests.export.test_calling import build
 
 STEPS = 300

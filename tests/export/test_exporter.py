@@ -33,7 +33,7 @@ from service.manifest import Tolerance
 from service.model import Model
 from service.pipeline import Pipeline, Scaling
 from service.runtime import Runtime
-from tests.export import gru_spellings, lstm_spellings
+from tests.export import gru_spellings, lstm_spellings, short
 
 STEPS = 300
 SCALING = Scaling(mean=[5.0], std=[2.0])
@@ -139,9 +139,9 @@ def test_the_same_input_gives_the_same_version_and_bytes(
 
 def test_a_second_export_leaves_the_first_as_it_is(tmp_path: Path) -> None:
     """The same version is already there: its files are not touched."""
-    first = export(source(), "small", tmp_path, variants=("onnx-fp32",)).artifact
+    first = short.export(source(), "small", tmp_path, variants=("onnx-fp32",)).artifact
     stamp = (first.path / "manifest.json").stat().st_mtime_ns
-    second = export(source(), "small", tmp_path, variants=("onnx-fp32",)).artifact
+    second = short.export(source(), "small", tmp_path, variants=("onnx-fp32",)).artifact
     assert second.path == first.path
     assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
     assert [p.name for p in first.path.parent.iterdir()] == [first.path.name]
@@ -169,7 +169,7 @@ def test_another_recurrence_has_all_five_variants_too(module: nn.Module, tmp_pat
     """Each proven; rowwise int8 holds int8 products, and is isolated."""
     torch.manual_seed(0)
     plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline(x=SCALING))
-    artifact = export(plain, "small", tmp_path).artifact
+    artifact = short.export(plain, "small", tmp_path).artifact
     manifest = artifact.manifest
     assert tuple(manifest.variants) == ALL_VARIANTS
     assert all(p.passed for v in manifest.variants.values() for p in v.parity)
@@ -213,7 +213,9 @@ def test_every_kind_of_cell_has_its_node_and_all_five_variants(
             patch.setattr(spelling, "HIDDEN", 24)
         module = cell().eval().requires_grad_(False)
     x = np.random.default_rng(0).standard_normal((STEPS, 3)).astype(np.float32)
-    artifact = export(Source("x:y", module, "0" * 64, x, Pipeline()), "small", tmp_path).artifact
+    artifact = short.export(
+        Source("x:y", module, "0" * 64, x, Pipeline()), "small", tmp_path
+    ).artifact
     manifest = artifact.manifest
     assert tuple(manifest.variants) == ALL_VARIANTS
     assert {entry.road for entry in manifest.lowering} == {road}
@@ -261,7 +263,7 @@ def test_token_ids_go_through_an_embedding(
     torch.manual_seed(0)
     ids = np.random.default_rng(0).integers(0, 20, 300)
     plain = Source("x:y", Tokens(layer).eval(), "0" * 64, ids, Pipeline())
-    artifact = export(plain, "small", tmp_path).artifact
+    artifact = short.export(plain, "small", tmp_path).artifact
     port = artifact.manifest.ports.x
     assert (port.dtype, port.shape, port.ids) == ("int64", ["B", "T"], 20)
     assert tuple(artifact.manifest.variants) == ALL_VARIANTS
@@ -284,7 +286,7 @@ def test_an_embedding_of_other_numbers_than_x_is_refused(tmp_path: Path) -> None
     ids = np.random.default_rng(0).integers(0, 20, 300)
     plain = Source("x:y", Shifted(nn.LSTM).eval(), "0" * 64, ids, Pipeline())
     with pytest.raises(LoweringError, match=r"something else than x|not one that lowering knows"):
-        export(plain, "small", tmp_path)
+        short.export(plain, "small", tmp_path)
 
 
 def test_an_int8_variant_without_int8_is_not_written(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_an_int8_variant_without_int8_is_not_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.RNN(1, 12, nonlinearity="relu", batch_first=True).eval()
     plain = Source("x:y", module, "0" * 64, example(), Pipeline(x=SCALING))
-    manifest = export(plain, "small", tmp_path).artifact.manifest
+    manifest = short.export(plain, "small", tmp_path).artifact.manifest
     assert "onnx-int8-rowwise" not in manifest.variants
     assert "onnx-int8" in manifest.variants
     (entry,) = [e for e in manifest.lowering if e.road == "not written"]
@@ -300,7 +302,7 @@ def test_an_int8_variant_without_int8_is_not_written(tmp_path: Path) -> None:
     assert "bounded by its mathematics" in entry.why
 
 
-DRIFT = r"onnx-int8-rowwise drifts to \d\.\de[-+]\d+ at step \d+ of 2100 .*teacher-forced"
+DRIFT = r"onnx-int8-rowwise drifts to \d\.\de[-+]\d+ at step \d+ of 300 .*teacher-forced"
 
 
 def test_a_variant_that_was_asked_for_and_drifts_is_refused_and_nothing_is_written(
@@ -309,7 +311,9 @@ def test_a_variant_that_was_asked_for_and_drifts_is_refused_and_nothing_is_writt
     """A wrong scale of h breaks rowwise int8: the message says which, where, by how much."""
     monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
     with pytest.raises(ParityError, match=f"{DRIFT}.*not written"):
-        export(source(), "small", tmp_path / "out", variants=("onnx-fp32", "onnx-int8-rowwise"))
+        short.export(
+            source(), "small", tmp_path / "out", variants=("onnx-fp32", "onnx-int8-rowwise")
+        )
     assert not list((tmp_path / "out").rglob("*"))
 
 
@@ -318,7 +322,7 @@ def test_an_int8_variant_that_drifts_is_left_out_unless_it_was_asked_for(
 ) -> None:
     """The others are written; the manifest says what drifted, and no file of it remains."""
     monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
-    artifact = export(source(), "small", tmp_path / "out").artifact
+    artifact = short.export(source(), "small", tmp_path / "out").artifact
     assert {*ALL_VARIANTS} - {*artifact.manifest.variants} == {"onnx-int8-rowwise"}
     (gone,) = [e for e in artifact.manifest.lowering if e.road == "not written"]
     assert gone.layer == "onnx-int8-rowwise"
@@ -333,14 +337,14 @@ def test_a_float_variant_that_drifts_stops_the_export(
     monkeypatch.setattr(parity, "FLOAT_TOLERANCE", Tolerance(atol=1e-12))
     monkeypatch.setattr(Gate, "check_causal", lambda self: None)
     with pytest.raises(ParityError, match=r"onnx-fp32 drifts to .*not written"):
-        export(source(), "small", tmp_path / "out")
+        short.export(source(), "small", tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_a_tolerance_of_the_users_own_decides(tmp_path: Path) -> None:
     """A stricter one refuses what the default lets pass."""
     with pytest.raises(ParityError, match=r"onnx-int8 drifts to .*atol 1e-06"):
-        export(source(), "small", tmp_path, tolerances={"onnx-int8": 1e-6})
+        short.export(source(), "small", tmp_path, tolerances={"onnx-int8": 1e-6})
     assert not list(tmp_path.rglob("*"))
 
 
@@ -371,7 +375,7 @@ def test_a_module_that_looks_ahead_is_refused(module: nn.Module, said: str, tmp_
     torch.manual_seed(0)
     plain = Source("x:y", module.eval(), "0" * 64, example(), Pipeline())
     with pytest.raises(CausalityError, match=rf"another y in chunks.*worst at step \d+.*{said}"):
-        export(plain, "small", tmp_path)
+        short.export(plain, "small", tmp_path)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -394,7 +398,7 @@ def test_a_module_that_hides_its_state_is_exported(
     torch.manual_seed(0)
     trained = module().eval()
     plain = Source("x:y", trained, "0" * 64, example(), Pipeline(x=SCALING))
-    artifact = export(plain, "small", tmp_path).artifact
+    artifact = short.export(plain, "small", tmp_path).artifact
     manifest = artifact.manifest
     gone = {entry.layer: entry.why for entry in manifest.lowering if entry.road == "not written"}
     assert {*manifest.variants, *gone} == {*ALL_VARIANTS}
@@ -425,7 +429,7 @@ def test_a_module_that_counts_its_calls_is_refused(tmp_path: Path) -> None:
             return y + self.seen, state
 
     with pytest.raises(CallError, match=r"`seen` .* it is one value for all rows"):
-        export(source(Hiding()), "small", tmp_path)
+        short.export(source(Hiding()), "small", tmp_path)
 
 
 def test_the_pipeline_must_fit_the_example_and_the_module(tmp_path: Path) -> None:
@@ -433,10 +437,10 @@ def test_the_pipeline_must_fit_the_example_and_the_module(tmp_path: Path) -> Non
     two = Scaling(mean=[0, 0], std=[1, 1])
     wrong = Source("x:y", source().module, "0" * 64, example(), Pipeline(x=two))
     with pytest.raises(SourceError, match="example has 1 features, the pipeline's `x` has 2"):
-        export(wrong, "small", tmp_path)
+        short.export(wrong, "small", tmp_path)
     wrong = Source("x:y", source().module, "0" * 64, example(), Pipeline(y=two))
     with pytest.raises(SourceError, match="pipeline's `y` has 2 features"):
-        export(wrong, "small", tmp_path)
+        short.export(wrong, "small", tmp_path)
 
 
 def test_working_folders_of_killed_exports_are_swept(tmp_path: Path) -> None:
@@ -445,7 +449,7 @@ def test_working_folders_of_killed_exports_are_swept(tmp_path: Path) -> None:
     dead.mkdir(parents=True)
     (dead / "manifest.json").write_text("{}")
     assert find_artifacts(tmp_path) == []
-    export(source(), "small", tmp_path, variants=("onnx-fp32",))
+    short.export(source(), "small", tmp_path, variants=("onnx-fp32",))
     assert not dead.exists()
 
 

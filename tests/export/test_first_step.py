@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.exporter import export
 from export.finding import find_reference
 from export.source import Source
 from service.pipeline import Pipeline
+from tests.export.short import export
 
 X = torch.randn(3, 30, 3, generator=torch.Generator().manual_seed(0))
 CUTS = (0, 1, 2, 7, 9, 18, 30)

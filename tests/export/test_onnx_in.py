@@ -13,11 +13,12 @@ from onnxruntime.quantization import quantize_dynamic
 
 from export.__main__ import main
 from export.errors import CallError, CausalityError, ExportError, SourceError
-from export.exporter import Exported, export
+from export.exporter import Exported
 from export.onnx_in.source import load_onnx_source
 from service.runtime import Runtime
 from tests.export import onnx_files as files
 from tests.export.onnx_files import HIDDEN, INPUTS, Owner
+from tests.export.short import export
 
 Array = np.ndarray
 STEPS = 520

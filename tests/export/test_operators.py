@@ -14,7 +14,6 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from export.errors import LoweringError
-from export.exporter import export
 from export.finding import find_reference
 from export.graphs import torchscript
 from export.graphs.graph_builder import all_nodes
@@ -36,6 +35,7 @@ from tests.export.operator_cells import (
     MultiplicativeLSTM,
     Picking,
 )
+from tests.export.short import export
 
 CALLS = {
     "LayerNormLSTM": "x, (h, c) -> h, c",

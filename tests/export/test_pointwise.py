@@ -19,7 +19,6 @@ from export.calling.call import parse_call
 from export.calling.module import CalledModule
 from export.calling.shapes import Outside
 from export.errors import LoweringError
-from export.exporter import export
 from export.finding import find_reference
 from export.graphs import torchscript
 from export.graphs.graph_builder import all_nodes
@@ -28,6 +27,7 @@ from export.reference import Reference, StateSpec
 from export.source import Source
 from service.pipeline import Pipeline
 from tests.export.operator_cells import Elu, LayerNormLSTM
+from tests.export.short import export
 from tests.export.test_operators import CALLS, open_graph, ports_of
 
 SIZE, HIDDEN = 12, 5

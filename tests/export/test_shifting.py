@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.errors import CausalityError
-from export.exporter import export
 from export.finding import find_reference
 from export.reference import Reference
 from export.source import Source
 from service.pipeline import Pipeline
 from tests.export.shift_spellings import INPUT, QRNN, SPELLINGS, FromAToken, Spelling, TCNThenLSTM
+from tests.export.short import export
 
 X = torch.randn(3, 30, INPUT, generator=torch.Generator().manual_seed(0))
 CUTS = (0, 1, 2, 7, 9, 18, 30)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from export.__main__ import main
 from export.cases import Cases
 from export.errors import CallError, CausalityError, SourceError
-from export.exporter import export
 from export.finding import find_reference
 from export.onnx_in.source import OnnxModel
 from export.parity import Gate
@@ -22,6 +21,7 @@ from models.classifier import BidirectionalClassifier
 from models.predictors import Seq2Seq, TransformerForecaster
 from service.manifest import Port, Ports, StatePort
 from service.pipeline import Alarm, Pipeline
+from tests.export.short import export
 
 N = 6
 X = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.exporter import ALL_VARIANTS, Exported, export
+from export.exporter import ALL_VARIANTS, Exported
 from export.source import Source
 from models.autoencoder import AnomalyDetector
 from models.classifier import BidirectionalClassifier
@@ -20,6 +20,7 @@ from service.model import Model
 from service.pipeline import Alarm, Pipeline, Scaling
 from service.runtime import Runtime
 from tests.bits import same_bits
+from tests.export.short import export
 
 N = 7
 SCALING = Scaling(mean=[5.0, 1.0], std=[2.0, 0.5])
