@@ -8,6 +8,7 @@ The names of these classes and of their module stand in TorchScript archives: re
 other bytes, and so other versions of the same models.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -144,7 +145,7 @@ class LoweredStep(nn.Module):
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         batch = x.shape[0]
         flat = _flatten(self._ports, states)
-        values = {"x": x.reshape(batch, -1), **flat}
+        values = {"x": x.reshape(batch, _size(self._ports.x.shape[2:])), **flat}
         pieces: dict[tuple[str, int], Tensor] = {}
         for node in self._network.nodes:
             if isinstance(node, Root):
@@ -199,9 +200,14 @@ def lowered_module(network: Network, ports: Ports) -> nn.Module:
     return LoweredStep(network, ports)
 
 
+def _size(shape: Sequence[int | str]) -> int:
+    """How many values: said, for -1 would make torch.export ask for a batch of 2 or more."""
+    return math.prod(int(d) for d in shape)
+
+
 def _flatten(ports: Ports, states: Sequence[Tensor]) -> dict[str, Tensor]:
     return {
-        port.name: state.reshape(state.shape[0], -1)
+        port.name: state.reshape(state.shape[0], _size(port.shape[1:]))
         for port, state in zip(ports.states, states, strict=True)
     }
 
