@@ -198,8 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=_steps,
         metavar="N",
-        help="how long the proof is, in each of its cases; a shorter example is cycled "
-        f"({STEPS})",
+        help=f"how long the proof is, in each of its cases; a shorter example is cycled ({STEPS})",
     )
     add(
         "--target",

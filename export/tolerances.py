@@ -75,7 +75,8 @@ class Tolerances:
     def of(self, variant: str, override: float | None, closed_loop: bool) -> Allowance:
         """For `variant`; `override` is an atol given by the user, in the model's units."""
         if override is not None:
-            return self._allow(Tolerance(atol=override), "asked for with --tolerance")
+            share = INT8_SHARE if "int8" in variant else 0.0
+            return self._allow(Tolerance(atol=override), "asked for with --tolerance", share)
         floating = FLOAT_CLOSED_LOOP if closed_loop else FLOAT
         if "int8" not in variant:
             return self._allow(floating, "rounding of float32")
@@ -84,8 +85,8 @@ class Tolerances:
         why = f"int8: {share:.0%} of {self._of}"
         return Allowance(Tolerance(atol=max(each)), np.array(each), why, INT8_SHARE)
 
-    def _allow(self, tolerance: Tolerance, why: str) -> Allowance:
-        return Allowance(tolerance, np.full_like(self.spread, tolerance.atol), why)
+    def _allow(self, tolerance: Tolerance, why: str, share: float = 0.0) -> Allowance:
+        return Allowance(tolerance, np.full_like(self.spread, tolerance.atol), why, share)
 
 
 def _round(value: float) -> float:
