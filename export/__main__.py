@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
+from export.cases import STEPS
 from export.errors import ExportError, SourceError
 from export.exporter import ALL_VARIANTS, ON_REQUEST, Exported, Progress, export
 from export.onnx_in.source import SUFFIX as ONNX_SUFFIX
@@ -18,10 +19,13 @@ from export.onnx_in.source import OnnxSource, load_onnx_source
 from export.publish import publish
 from export.report import parity_table
 from export.source import Source, load_source
+from export.target import read_target
+from export.tolerances import WORSENING
 from export.user_code import describe, users_line
 from service.errors import CarouselError
 from service.manifest import NAME_PATTERN
 
+MIN_STEPS, MAX_STEPS = 100, 1_000_000  # of the proof: below, there is no drift to be seen
 MAX_WINDOW = 10_000  # steps: a session's state is as large, and is stored at each commit
 TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\
@@ -107,6 +111,9 @@ def _export(arguments: argparse.Namespace, progress: Progress) -> Exported:
         variants=arguments.variants,
         default_variant=arguments.default_variant,
         tolerances=dict(arguments.tolerance),
+        steps=arguments.steps,
+        target=None if arguments.target is None else read_target(arguments.target),
+        worsening=arguments.worsening,
         progress=progress,
     )
 
@@ -188,6 +195,25 @@ def _parser() -> argparse.ArgumentParser:
         help="allow this much absolute error, in the model's units; may be repeated",
     )
     add(
+        "--steps",
+        type=_steps,
+        metavar="N",
+        help=f"how long the proof is, in each of its cases; a shorter example is cycled ({STEPS})",
+    )
+    add(
+        "--target",
+        type=Path,
+        help="the truth of y at each step of the example, .npy: raw units; ids of tokens or "
+        "classes; 1 for an anomaly",
+    )
+    add(
+        "--worsening",
+        type=_percent,
+        metavar="PERCENT",
+        help="how much worse an int8 variant's metrics may be (forecast error, perplexity, "
+        f"agreement, AUC) than the module's ({100 * WORSENING:g})",
+    )
+    add(
         "--no-store",
         dest="store",
         action="store_false",
@@ -213,6 +239,25 @@ def _window(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= MAX_WINDOW:
         raise argparse.ArgumentTypeError(f"`{text}`, expected a number of steps, 1 to {MAX_WINDOW}")
     return int(text)
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or not MIN_STEPS <= int(text) <= MAX_STEPS:
+        raise argparse.ArgumentTypeError(
+            f"`{text}`, expected a number of steps, {MIN_STEPS} to {MAX_STEPS}"
+        )
+    return int(text)
+
+
+def _percent(text: str) -> float:
+    """As a share."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"`{text}`, expected a percentage as in 5")
+    return value / 100
 
 
 def _variant(text: str) -> str:

@@ -2,38 +2,55 @@
 
 Rules
 - The reference is the user's eager module in float32, with its state carried from chunk to chunk.
-- `teacher-forced`: the example's real input, at least `MIN_STEPS` steps (a shorter example is
-  cycled, and the report says so); of a windowed model `MIN_STEPS` in all rows together, since its
-  answers cannot drift for longer than its window. `closed-loop`, for models whose y can be their
-  next x: from many points of the example, each feeds its own output back for `HORIZON` steps.
-  `generated`, for models of text: the reference writes on greedily from there for `HORIZON` tokens,
-  and the variant reads what it wrote; were it to read its own, one near tie would end the
-  comparison.
+- Cases are `steps` long (`--steps`). A shorter example is cycled, and the report says so; of a
+  longer one the first steps count.
+- Driven from outside: `teacher-forced`, the example's real input; `shock`, the same with single
+  steps thrown far out; `silence`, the same until it falls silent (`driven` says what that is).
+- Leading itself: `closed-loop`, for models whose y can be their next x: from many points of the
+  example each feeds its own output back, all of them for `HORIZON` steps, `LONG_ROWS` of them for
+  `steps`. `generated`, for models of text: the reference writes on greedily from there for
+  `HORIZON` tokens, and the variant reads what it wrote; were it to read its own, one near tie would
+  end the comparison.
+- Errors are judged step by step where the input says what the phase is. A closed loop is judged so
+  for `HORIZON` steps, and after them by its climate (`climate`); so is silence in which the
+  reference itself does not come to rest.
+- A windowed model cannot drift for longer than its window, and takes as long as that for each step:
+  its real input is `WINDOWED_STEPS` in all rows together, its shock and silence a few windows, its
+  closed loop `HORIZON`.
+- A case in which the reference itself gives NaN or infinity is left out.
 - Nothing here is drawn otherwise than from a fixed seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from export.climate import Climate
+from export.driven import WARM_STEPS, shocked, silenced
 from export.reference import Reference
+from export.running import Advance, Run, Tell, drive, feed
+from export.spread import flat_outputs, spread_of
 from service.artifact import Golden
 from service.layout import State
 from service.manifest import Ports
 from service.pipeline import Pipeline
 
 Array = np.ndarray
-MIN_STEPS = 2_000
-MAX_STEPS = 10_000  # of the example that count: the eager reference takes about 0.1 ms a step
-MIN_WINDOWS = 4  # in each row: a windowed model's step takes as long as its whole window
+STEPS = 10_000  # of every case, unless told otherwise
+WINDOWED_STEPS = 2_000
+MIN_WINDOWS = 4  # in each row of a windowed model
 MAX_ROWS = 4
 HORIZON = 50
 STARTS = 16
+LONG_ROWS = 1  # of the closed loops goes on: some variants run rows one by one, step by step
+LEAST_CLIMATE = 500  # steps after the horizon: fewer do not show a climate
 MAX_CHUNK = 64
 GOLDEN_ROWS, GOLDEN_STEPS = 4, 64
-TEACHER_FORCED, CLOSED_LOOP, GENERATED = "teacher-forced", "closed-loop", "generated"
+AT_REST = 0.01  # spreads: what moves less in the second half of a silence has come to rest
+TEACHER_FORCED, SHOCK, SILENCE = "teacher-forced", "shock", "silence"
+CLOSED_LOOP, GENERATED = "closed-loop", "generated"
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,8 @@ class Case:
 
     x (B, T, ...) float32 or int64, y (B, T, ...); `cuts` are the steps at which a chunk begins.
     In a closed loop x is the first step only, (B, 1, ...), and the rows begin at `starts` of the
-    teacher-forced case, as those of generated text do.
+    teacher-forced case, as those of generated text do; the first of them are `LONG_ROWS` that go
+    on, y of the others is zero after `HORIZON`.
     """
 
     name: str
@@ -50,71 +68,164 @@ class Case:
     y: Array
     cuts: tuple[int, ...]
     cycled: bool = False
+    judged: int | None = None  # the first steps, whose errors are judged; None: all
+    climate: Climate | None = None  # what the steps after them are held against
+    calm: Array | None = None  # of a shocked row: what the reference answers without the shocks
+    places: tuple[int, ...] = ()  # of shocks, or where silence begins
 
 
 class Cases:
     """The cases of one reference and example."""
 
-    def __init__(self, reference: Reference, x: Array, ports: Ports, pipeline: Pipeline) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        x: Array,
+        ports: Ports,
+        pipeline: Pipeline,
+        steps: int | None = None,
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> None:
         """Args:
         x: (N, T, ...) the example, in the model's units and dtype.
+        steps: of each case; None: `STEPS`.
         """
         self.reference = reference
         self.pipeline = pipeline
+        self.means = pipeline.y_means(ports.y.shape[2:])
+        self.period = x.shape[1]  # steps after which the example begins again
         self._ports = ports
-        long, cycled = _long(x, reference.window)
-        warm = reference.window or MIN_STEPS // 10
-        starts = np.linspace(warm, long.shape[1] - 1, STARTS).astype(int)
-        cuts = _cuts(np.random.default_rng(0), long.shape[1], starts)
-        y, self._states = _run_reference(reference, long, cuts)
-        self.teacher_forced = Case(TEACHER_FORCED, long, y, cuts, cycled)
-        self._starts = starts
+        self._example = x
+        self._steps = STEPS if steps is None else steps
+        self._progress = progress
+        self._advance = _advance(reference)
+        self._same_scaling = pipeline.x == pipeline.y
+        self.driven = self._driven_cases()
         self.closed_loop = self._closed_loop_case() if self._can_close() else None
-        self.generated = self._generated_case() if self._can_write() else None
+        self.generated = self._generated_case() if self.means == "tokens" else None
         self.golden = _golden(reference, x)
 
     @property
-    def state_ranges(self) -> dict[str, tuple[float, float]]:
-        """The least and greatest value of each state, seen at the chunks' ends."""
-        found = {}
-        for spec in self.reference.states:
-            values = np.stack([state[spec.name] for state in self._states.values()])
-            found[spec.name] = (float(values.min()), float(values.max()))
-        return found
+    def teacher_forced(self) -> Case:
+        return self.driven[0][0]
+
+    def named(self, name: str) -> Case | None:
+        return next((case for case in self.every if case.name == name), None)
 
     @property
     def every(self) -> list[Case]:
         more = [self.closed_loop, self.generated]
-        return [self.teacher_forced, *(case for case in more if case is not None)]
+        driven = [case for batch in self.driven for case in batch]
+        return [*driven, *(case for case in more if case is not None)]
 
-    def _can_close(self) -> bool:
-        x, y = self._ports.x, self._ports.y
-        if self.pipeline.y_means(y.shape[2:]) != "numbers":
-            return False
-        return x.dtype == y.dtype == "float32" and x.shape == y.shape
+    def initial(self, batch: int) -> State:
+        return {name: value.numpy() for name, value in self.reference.initial(batch).items()}
 
-    def _can_write(self) -> bool:
-        return self.pipeline.y_means(self._ports.y.shape[2:]) == "tokens"
+    def run_batch(self, advance: Advance, batch: Sequence[Case], tell: Tell) -> Run:
+        """The cases of one batch, row under row; states are those of its first case's rows."""
+        x = np.concatenate([case.x for case in batch])
+        starts, rows = {int(start) for start in self.starts}, len(batch[0].x)
+        return drive(advance, x, self.initial(len(x)), batch[0].cuts, starts, rows, tell)
 
     def gather(self, states: Mapping[int, State]) -> State:
         """The states at the starts, all rows of all starts side by side: name -> (S * B, ...)."""
         return {
-            spec.name: np.concatenate([states[int(start)][spec.name] for start in self._starts])
+            spec.name: np.concatenate([states[int(start)][spec.name] for start in self.starts])
             for spec in self.reference.states
         }
 
-    def feed_back(self, y: Array) -> Array:
+    def run_closed_loop(self, advance: Advance, state: State, tell: Tell) -> Run:
+        """From the starts on, each row with its own output as its next input."""
+        x = self._at_starts()
+        lengths = np.full(len(x), HORIZON)
+        lengths[:LONG_ROWS] = HORIZON if self.reference.window else max(HORIZON, self._steps)
+        return feed(advance, x, state, lengths, self._feed_back, tell)
+
+    def _feed_back(self, y: Array) -> Array:
         """y as the next x."""
-        raw = self.pipeline.decode(y)
-        return self.pipeline.encode(raw).astype(np.float32)
+        if self._same_scaling:
+            return y
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity is found out
+            return self.pipeline.encode(self.pipeline.decode(y)).astype(np.float32)
+
+    def _can_close(self) -> bool:
+        x, y = self._ports.x, self._ports.y
+        return self.means == "numbers" and x.dtype == y.dtype == "float32" and x.shape == y.shape
+
+    def _driven_cases(self) -> list[list[Case]]:
+        """Cases of one length are rows of one batch; the first is the real input."""
+        found: list[list[Case]] = []
+        for batch in self._questions():
+            run = self.run_batch(self._advance, batch, self._tell(batch[0].cuts[-1]))
+            if not found:
+                self.state_ranges = run.ranges
+                self._states = run.states
+                self.spread = spread_of(run.y[: len(batch[0].x)])
+            answered = [
+                self._judged(replace(case, y=y))
+                for case, y in zip(batch, split_rows(run.y, batch), strict=True)
+                if case.name == TEACHER_FORCED or np.isfinite(y).all()
+            ]
+            found.append(answered)
+        real = found[0][0].y[:1]
+        return [
+            [
+                replace(case, calm=real[:, : case.y.shape[1]]) if case.name == SHOCK else case
+                for case in batch
+            ]
+            for batch in found
+            if batch
+        ]
+
+    def _questions(self) -> list[list[Case]]:
+        """The driven cases before they are answered."""
+        window = self.reference.window
+        real, cycled = _real(self._example, self._steps, window)
+        steps = real.shape[1]
+        self.starts = _starts(steps, window)
+        cuts = _cuts(np.random.default_rng(0), steps, self.starts)
+        short = MIN_WINDOWS * window if window else steps
+        row = np.ascontiguousarray(real[:1, :short])
+        thrown = shocked(row, self.pipeline, self._example)
+        silent, begins = silenced(row, self.pipeline, self._example)
+        own = tuple(cut for cut in cuts if cut < short)
+        none = np.zeros(0, np.float32)
+        first = Case(TEACHER_FORCED, real, none, cuts, cycled)
+        more = [
+            Case(SHOCK, thrown.x, none, own, cycled, places=thrown.places),
+            Case(SILENCE, silent, none, own, cycled, places=(begins,)),
+        ]
+        return [[first], more] if window else [[first, *more]]
+
+    def _judged(self, case: Case) -> Case:
+        """Silence in which the reference does not come to rest is judged by its climate."""
+        if case.name != SILENCE or self.reference.window:
+            return case
+        late = flat_outputs(case.y)[:, case.y.shape[1] // 2 :]
+        if (np.ptp(late, axis=(0, 1)) <= AT_REST * self.spread).all():
+            return case
+        judged = min(case.places[0] + HORIZON, case.x.shape[1])
+        if case.x.shape[1] - judged < LEAST_CLIMATE:
+            return replace(case, judged=judged)
+        return replace(case, judged=judged, climate=Climate(case.y, judged, self.spread))
 
     def _closed_loop_case(self) -> Case:
-        xs, y = self._roll_out(self.feed_back)
-        return Case(CLOSED_LOOP, xs[:, :1], y, ())
+        states = self.gather(self._states)
+        run = self.run_closed_loop(self._advance, states, self._tell(self._steps))
+        y = _finite_part(run.y)
+        case = Case(CLOSED_LOOP, run.x[:, :1], y, (), judged=HORIZON)
+        if y.shape[1] - HORIZON < LEAST_CLIMATE:
+            return case
+        return replace(case, climate=Climate(y[:LONG_ROWS], HORIZON, self.spread))
 
     def _generated_case(self) -> Case:
-        xs, y = self._roll_out(self._likeliest)
-        return Case(GENERATED, xs, y, ())
+        x, states = self._at_starts(), self.gather(self._states)
+        lengths = np.full(len(x), HORIZON)
+        run = feed(self._advance, x, states, lengths, self._likeliest)
+        return Case(GENERATED, run.x, run.y, ())
+
+    def _at_starts(self) -> Array:
+        return np.concatenate([self.teacher_forced.x[:, s : s + 1] for s in self.starts])
 
     def _likeliest(self, y: Array) -> Array:
         """The likeliest token of each row's step as its next x."""
@@ -122,30 +233,39 @@ class Cases:
         one_hot = self._ports.x.dtype == "float32"
         return self.pipeline.one_hot(ids) if one_hot else np.asarray(ids, np.int64)
 
-    def _roll_out(self, follow: Callable[[Array], Array]) -> tuple[Array, Array]:
-        """The reference from the starts on, each x made of the y before: x, y (S * B, T, ...)."""
-        x = np.concatenate([self.teacher_forced.x[:, s : s + 1] for s in self._starts])
-        states = {n: torch.from_numpy(v) for n, v in self.gather(self._states).items()}
-        xs, ys = [], []
+    def _tell(self, steps: int) -> Tell:
+        return lambda done: self._progress(f"running the reference: {done:,} of {steps:,} steps")
+
+
+def split_rows(y: Array, batch: Sequence[Case]) -> list[Array]:
+    """y of each case of a batch."""
+    return np.split(y, np.cumsum([len(case.x) for case in batch])[:-1])
+
+
+def _advance(reference: Reference) -> Advance:
+    def advance(x: Array, state: State) -> tuple[Array, State]:
         with torch.no_grad():
-            for _ in range(HORIZON):
-                y, states = self.reference.run(torch.from_numpy(x), states)
-                xs.append(x)
-                ys.append(y.numpy())
-                x = follow(ys[-1])
-        return np.concatenate(xs, axis=1), np.concatenate(ys, axis=1)
+            tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+            y, new = reference.run(torch.from_numpy(x), tensors)
+        return y.numpy(), {name: value.numpy() for name, value in new.items()}
+
+    return advance
 
 
-def _long(x: Array, window: int | None) -> tuple[Array, bool]:
-    """The example as at most MAX_ROWS rows of MIN_STEPS to MAX_STEPS steps, cycled if shorter."""
-    least, most = MIN_STEPS, MAX_STEPS
+def _real(x: Array, steps: int, window: int | None) -> tuple[Array, bool]:
+    """The example as at most MAX_ROWS rows of `steps`, cycled if shorter."""
+    rows = x[:MAX_ROWS]
     if window:
-        least = most = max(-(-MIN_STEPS // min(len(x), MAX_ROWS)), MIN_WINDOWS * window)
-    rows = x[:MAX_ROWS, :most]
-    repeats = -(-least // rows.shape[1])
+        steps = max(-(-min(steps, WINDOWED_STEPS) // len(rows)), MIN_WINDOWS * window)
+    repeats = -(-steps // x.shape[1])
     if repeats == 1:
-        return np.ascontiguousarray(rows), False
-    return np.concatenate([rows] * repeats, axis=1)[:, :most], True
+        return np.ascontiguousarray(rows[:, :steps]), False
+    return np.concatenate([rows] * repeats, axis=1)[:, :steps], True
+
+
+def _starts(steps: int, window: int | None) -> Array:
+    warm = window or min(WARM_STEPS, steps // 10)
+    return np.linspace(warm, steps - 1, STARTS).astype(int)
 
 
 def _cuts(rng: np.random.Generator, steps: int, starts: Array) -> tuple[int, ...]:
@@ -157,23 +277,10 @@ def _cuts(rng: np.random.Generator, steps: int, starts: Array) -> tuple[int, ...
     return tuple(sorted(cuts))
 
 
-def chunks(case_cuts: Sequence[int], steps: int) -> list[tuple[int, int]]:
-    """The start and the end of each chunk."""
-    return list(zip(case_cuts, [*case_cuts[1:], steps], strict=True))
-
-
-def _run_reference(
-    reference: Reference, x: Array, cuts: Sequence[int]
-) -> tuple[Array, dict[int, State]]:
-    """y, and the state before each cut."""
-    ys, states = [], {}
-    state = reference.initial(len(x))
-    with torch.no_grad():
-        for start, stop in chunks(cuts, x.shape[1]):
-            states[start] = {name: value.numpy() for name, value in state.items()}
-            y, state = reference.run(torch.from_numpy(x[:, start:stop]), state)
-            ys.append(y.numpy())
-    return np.concatenate(ys, axis=1), states
+def _finite_part(y: Array) -> Array:
+    """y (B, T, ...) up to where a reference that does not stay finite by itself is lost."""
+    lost = ~np.isfinite(flat_outputs(y)).all(axis=(0, 2))
+    return y[:, : max(HORIZON, int(lost.argmax()))] if lost.any() else y
 
 
 def _golden(reference: Reference, x: Array) -> Golden:

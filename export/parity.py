@@ -3,73 +3,53 @@
 Rules
 - Every measurement runs the very `Runtime` that the service runs.
 - The variant gets a case's whole sequence in random chunks with its own state carried.
-- The tolerance is stated as atol and rtol of the model's units. A variant that exceeds it anywhere
-  fails; whether it is then left out or ends the export, `exporter` decides.
+- The tolerance is stated as atol and rtol of the model's units, and is what `tolerances` says for
+  the model's task, unless the user said another. A variant that exceeds it anywhere, diverges where
+  nothing leads it, or worsens a metric of the task by more than is allowed, fails; whether it is
+  then left out or ends the export, `exporter` decides.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from export.cases import CLOSED_LOOP, GENERATED, HORIZON, TEACHER_FORCED, Case, Cases, chunks
+from export.cases import CLOSED_LOOP, GENERATED, Cases, split_rows
 from export.errors import CausalityError
+from export.measured import Measured, measure
+from export.running import Advance, Tell
+from export.scoring import Scoring
+from export.tolerances import FLOAT, WORSENING, Tolerances
 from service.layout import State
-from service.manifest import Parity, Tolerance
 from service.runtime import Runtime
 
 Array = np.ndarray
-FLOAT_TOLERANCE = Tolerance(atol=1e-5, rtol=1e-5)
-# int8 is measured against what the output does: a share of the reference's standard deviation,
-# and never less than the floor, which is as much of the data's own where the model is standardised
-# (of the threshold, where y is the error of a reconstruction).
-INT8_SHARE = {TEACHER_FORCED: 0.1, CLOSED_LOOP: 0.3, GENERATED: 0.1}
-INT8_FLOOR = {TEACHER_FORCED: 0.01, CLOSED_LOOP: 0.03, GENERATED: 0.01}
-FLOAT_CLOSED_LOOP = Tolerance(
-    atol=1e-4, rtol=1e-4
-)  # feedback multiplies rounding by the loop's gain
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The error of one variant over one case: |variant - reference|, greatest of each step."""
-
-    variant: str
-    case: Case
-    errors: Array  # (T,) in the model's units
-    excess: Array  # (T,) error / tolerance, greatest of each step
-    tolerance: Tolerance
-
-    @property
-    def passed(self) -> bool:
-        return bool((self.excess <= 1).all())  # False for NaN
-
-    @property
-    def share_of_spread(self) -> float:
-        """The greatest error as a share of the standard deviation of the reference's y."""
-        return float(self.errors.max() / max(float(self.case.y.std()), float(np.finfo("f4").tiny)))
-
-    @property
-    def worst(self) -> int:
-        """The step of the greatest error (of the greatest excess, if it failed)."""
-        return int(np.nanargmax(self.errors if self.passed else self.excess))
-
-    def summary(self) -> Parity:
-        return Parity(
-            case=self.case.name,
-            steps=len(self.errors),
-            tolerance=self.tolerance,
-            max_error=float(self.errors.max()),
-            at_step=int(self.errors.argmax()),
-            passed=self.passed,
-        )
+# Of the real input, when the module by itself is compared with its chunks: what looks ahead shows
+# at once, and a module that attends to all steps so far takes memory by their square.
+CAUSAL_STEPS = 2_000
 
 
 class Gate:
     """Puts every case to a variant, and the module by itself to the reference."""
 
-    def __init__(self, cases: Cases) -> None:
+    def __init__(
+        self,
+        cases: Cases,
+        target: Array | None = None,
+        worsening: float | None = None,
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """Args:
+        target: (N, T, ...) the truth of y, as `checked_target` gives it.
+        worsening: by how much a variant's metrics may be worse than the reference's, in place of
+            the default: a share of an error's value, or of percentage points.
+        """
         self._cases = cases
+        self._tolerances = Tolerances(cases.teacher_forced.y, cases.means, cases.pipeline.alarm)
+        self._scoring = Scoring(cases, target)
+        self._own = self._scoring.scores({case.name: case.y for case in cases.every})
+        self._worsening = WORSENING if worsening is None else worsening
+        self._progress = progress
 
     def check_causal(self) -> None:
         """The module by itself gives what it gives in chunks with its state carried.
@@ -78,19 +58,19 @@ class Gate:
             CausalityError: it does not; the message says where, and what looks ahead.
         """
         case, reference = self._cases.teacher_forced, self._cases.reference
-        count = case.x.shape[1]
+        count = min(case.x.shape[1], CAUSAL_STEPS)
         steps = reference.whole_steps(count)
         steps = list(range(count) if steps is None else steps)
         with torch.no_grad():
-            whole = reference.whole(torch.from_numpy(case.x), steps).numpy()
+            whole = reference.whole(torch.from_numpy(case.x[:, :count]), steps).numpy()
         chunked = case.y[:, steps]
         error = np.abs(whole - chunked)
-        excess = error - FLOAT_TOLERANCE.atol - FLOAT_TOLERANCE.rtol * np.abs(chunked)
+        excess = error - FLOAT.atol - FLOAT.rtol * np.abs(chunked)
         if not (excess <= 0).all():
             step = steps[int(np.nanargmax(excess.reshape(*excess.shape[:2], -1).max(axis=(0, 2))))]
             raise CausalityError(
                 f"the module gives another y in chunks than over the whole sequence: off by "
-                f"{np.nanmax(error):.1e} (allowed {FLOAT_TOLERANCE.atol:g}), worst at step {step} "
+                f"{np.nanmax(error):.1e} (allowed {FLOAT.atol:g}), worst at step {step} "
                 f"of {count}. {reference.what_looks_ahead()}{self._way_out()}"
             )
 
@@ -102,70 +82,47 @@ class Gate:
             "training window"
         )
 
-    def tolerances(self, variant: str, override: float | None) -> dict[str, Tolerance]:
-        """atol and rtol of each case for `variant`; `override` is an atol given by the user."""
-        if override is not None:
-            return {case.name: Tolerance(atol=override) for case in self._cases.every}
-        if "int8" not in variant:
-            given = {TEACHER_FORCED: FLOAT_TOLERANCE, GENERATED: FLOAT_TOLERANCE}
-            return {**given, CLOSED_LOOP: FLOAT_CLOSED_LOOP}
-        spread = float(self._cases.teacher_forced.y.std())
-        return {
-            name: Tolerance(atol=_round(max(self._floor(name), share * spread)))
-            for name, share in INT8_SHARE.items()
-        }
-
-    def _floor(self, case: str) -> float:
-        """A score's scale is its threshold: an error as large as the data's own would hide it."""
-        alarm = self._cases.pipeline.alarm
-        if alarm and alarm.is_reconstruction:
-            return INT8_SHARE[case] * abs(alarm.threshold)
-        return INT8_FLOOR[case]
-
     def measure(self, runtime: Runtime, override: float | None = None) -> list[Measured]:
-        """Run every case through `runtime`."""
+        """Run every case through `runtime`.
+
+        Args:
+            override: an absolute tolerance in place of the defaults, in the model's units.
+        """
+        cases, variant = self._cases, runtime.variant
+        answers = self._answers(runtime.run, variant)
+        scores = self._scoring.scores(answers)
+        return [
+            measure(
+                variant,
+                case,
+                answers[case.name],
+                self._tolerances.of(variant, override, case.name == CLOSED_LOOP),
+                cases.spread,
+                (self._own.get(case.name, []), scores.get(case.name, [])),
+                self._worsening,
+            )
+            for case in cases.every
+        ]
+
+    def _answers(self, advance: Advance, variant: str) -> dict[str, Array]:
+        """case -> y (B, T, ...)."""
         cases = self._cases
-        y, states = _run_chunks(runtime, cases.teacher_forced, self._initial())
-        answers = [(cases.teacher_forced, y)]
+        answers: dict[str, Array] = {}
+        states: State = {}
+        for batch in cases.driven:
+            names = ", ".join(case.name for case in batch)
+            run = cases.run_batch(advance, batch, self._tell(variant, names, batch[0].x.shape[1]))
+            answers |= dict(zip((c.name for c in batch), split_rows(run.y, batch), strict=True))
+            states = states or cases.gather(run.states)
         if cases.closed_loop:
-            y = self._run_closed_loop(runtime, cases.closed_loop.x, cases.gather(states))
-            answers.append((cases.closed_loop, y))
+            tell = self._tell(variant, CLOSED_LOOP, cases.closed_loop.y.shape[1])
+            answers[CLOSED_LOOP] = cases.run_closed_loop(advance, states, tell).y
         if cases.generated:
-            y, _ = runtime.run(cases.generated.x, cases.gather(states))
-            answers.append((cases.generated, y))
-        tolerances = self.tolerances(runtime.variant, override)
-        return [_compare(runtime.variant, case, y, tolerances[case.name]) for case, y in answers]
+            answers[GENERATED] = advance(cases.generated.x, states)[0]
+        return answers
 
-    def _initial(self) -> State:
-        initial = self._cases.reference.initial(len(self._cases.teacher_forced.x))
-        return {name: value.numpy() for name, value in initial.items()}
+    def _tell(self, variant: str, what: str, steps: int) -> Tell:
+        def tell(done: int) -> None:
+            self._progress(f"proving {variant}: {what}, {done:,} of {steps:,} steps")
 
-    def _run_closed_loop(self, runtime: Runtime, x: Array, state: State) -> Array:
-        ys = []
-        for _ in range(HORIZON):
-            y, state = runtime.run(x, state)
-            ys.append(y)
-            x = self._cases.feed_back(y)
-        return np.concatenate(ys, axis=1)
-
-
-def _run_chunks(runtime: Runtime, case: Case, state: State) -> tuple[Array, dict[int, State]]:
-    ys, states = [], {}
-    for start, stop in chunks(case.cuts, case.x.shape[1]):
-        states[start] = state
-        y, state = runtime.run(np.ascontiguousarray(case.x[:, start:stop]), state)
-        ys.append(y)
-    return np.concatenate(ys, axis=1), states
-
-
-def _compare(variant: str, case: Case, y: Array, tolerance: Tolerance) -> Measured:
-    error = np.abs(y.astype(np.float64) - case.y).reshape(*case.y.shape[:2], -1)
-    allowed = tolerance.atol + tolerance.rtol * np.abs(case.y).reshape(error.shape)
-    return Measured(
-        variant, case, error.max(axis=(0, 2)), (error / allowed).max(axis=(0, 2)), tolerance
-    )
-
-
-def _round(value: float) -> float:
-    """Two significant digits: a tolerance to be read by people."""
-    return float(f"{value:.1e}")
+        return tell

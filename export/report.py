@@ -16,10 +16,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from export.parity import Measured
+from export.measured import Measured
 from service.manifest import Manifest
 
-DIGITS = 4  # of the errors in parity.json
 FLOOR = 1e-9  # errors below it are drawn there: a log axis has no zero
 POINTS = 400  # of a drawn curve; each is the greatest error of the steps that it stands for
 PAGE_STYLE = """
@@ -79,9 +78,9 @@ def _rows(manifest: Manifest, measured: Sequence[Measured]) -> list[list[str]]:
                 "yes" if variant.isolated else "no",
                 m.case.name,
                 f"{len(m.errors)}",
-                f"{m.errors.max():.1e}",
+                f"{m.max_error:.1e}",
                 f"{m.share_of_spread:.2%}" if m.share_of_spread >= 1e-4 else "<0.01%",
-                f"{m.errors.argmax()}",
+                f"{m.errors[: m.judged].argmax()}",
                 f"{m.tolerance.atol:g}",
                 f"{m.tolerance.rtol:g}",
                 "pass" if m.passed else "FAIL",
@@ -96,22 +95,7 @@ def _as_json(manifest: Manifest, measured: Sequence[Measured]) -> dict[str, obje
         "version": manifest.version,
         "reference": f"{manifest.provenance.module}, eager, float32",
         "unit": "absolute error of y in the model's units, greatest over rows and outputs",
-        "measured": [
-            {
-                "variant": m.variant,
-                "case": m.case.name,
-                "rows": len(m.case.x),
-                "steps": len(m.errors),
-                "example_cycled": m.case.cycled,
-                "atol": m.tolerance.atol,
-                "rtol": m.tolerance.rtol,
-                "max_error": float(m.errors.max()),
-                "at_step": int(m.errors.argmax()),
-                "passed": m.passed,
-                "error_by_step": [float(f"{e:.{DIGITS}g}") for e in m.errors],
-            }
-            for m in measured
-        ],
+        "measured": [m.as_json() for m in measured],
     }
 
 

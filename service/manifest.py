@@ -90,15 +90,32 @@ class Tolerance(_Part):
     rtol: float = 0.0
 
 
+class Metric(_Part):
+    """How well a variant does its task beside the reference."""
+
+    name: str
+    unit: str
+    reference: float
+    variant: float
+    worsening: float  # of an error, as a share of the reference's; of a share, the difference
+    allowed: float
+    passed: bool
+
+
 class Parity(_Part):
     """What the gate measured of one variant over one case, in the model's units."""
 
     case: str
     steps: int
     tolerance: Tolerance
-    max_error: float  # the greatest absolute error of y
+    max_error: float  # the greatest absolute error of y over the judged steps
     at_step: int  # where
     passed: bool
+    judged_steps: int | None = None  # the first ones, whose errors are judged; None: all
+    why: str | None = None  # the tolerance is what it is
+    share_of_spread: float | None = None  # the greatest error / its output's standard deviation
+    diverges: bool | None = None  # a long run without a lead leaves the reference's; None: not run
+    metrics: list[Metric] = []
 
 
 class Variant(File):

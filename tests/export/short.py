@@ -24,7 +24,7 @@ STEPS = 300  # of a case: some ten chunks, and what a window or a running sum fo
 def proof() -> Iterator[None]:
     """Every export inside asks and shows less."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cases, "MIN_STEPS", STEPS)
+        patch.setattr(cases, "STEPS", STEPS)
         patch.setattr(exporter, "write_report", lambda *_: None)
         yield
 
