@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -56,6 +57,13 @@ SIGMOID, TANH, LINEAR = Activation("sigmoid"), Activation("tanh"), Activation("l
 HARD_SIGMOID = Activation("clip", (0.0, 1.0))  # its slope and offset are in the weights
 
 
+Run = tuple[Activation, int]  # gates side by side that share an activation
+
+
+def runs_of(activations: Sequence[Activation]) -> list[Run]:
+    return [(activation, len(list(same))) for activation, same in groupby(activations)]
+
+
 class Arithmetic(ABC, Generic[Value]):
     """The operations that a cell's equations need, on values (B, n)."""
 
@@ -82,6 +90,29 @@ class Arithmetic(ABC, Generic[Value]):
 
     def multiply(self, a: Value, b: Value) -> Value:
         return self.apply("mul", a, b)
+
+    def gates(
+        self,
+        cell: "Cell",
+        part: str,
+        own: Mapping[str, Value],
+        activations: Sequence[Activation],
+    ) -> list[Value]:
+        """The affine map `part` as pieces of hidden size, each under its activation."""
+        runs = runs_of(activations)
+        z = self.affine(cell, part, own)
+        sizes = [count * cell.hidden_size for _, count in runs]
+        return self.activate_runs(runs, [z] if len(runs) == 1 else self.split(z, sizes), cell)
+
+    def activate_runs(
+        self, runs: Sequence["Run"], pieces: Sequence[Value], cell: "Cell"
+    ) -> list[Value]:
+        """The gates in `pieces`, one of each run."""
+        found: list[Value] = []
+        for (activation, count), piece in zip(runs, pieces, strict=True):
+            value = self.activate(activation, piece)
+            found += [value] if count == 1 else self.split(value, (cell.hidden_size,) * count)
+        return found
 
     def activate(self, activation: Activation, z: Value) -> Value:
         if activation.function != "linear":
@@ -203,14 +234,12 @@ class LstmCell(Cell):
         return {"gates": _rows(self._looking(slice(None)), np.concatenate([i, f, o, g]))}
 
     def step(self, a: Arithmetic[Value], old: Mapping[str, Value]) -> dict[str, Value]:
-        size, c = self.hidden_size, old["c"]
-        z = a.affine(self, "gates", {self.own_h: old["h"]})
+        c, own = old["c"], {self.own_h: old["h"]}
         if self.peepholes is None:
-            gates, z_g = a.split(z, (3 * size, size))
-            i, f, o = a.split(a.activate(self.gate, gates), (size,) * 3)
-            c = a.add(a.multiply(f, c), a.multiply(i, a.activate(self.candidate, z_g)))
+            i, f, o, g = a.gates(self, "gates", own, (self.gate,) * 3 + (self.candidate,))
+            c = a.add(a.multiply(f, c), a.multiply(i, g))
         else:
-            z_i, z_f, z_o, z_g = a.split(z, (size,) * 4)
+            z_i, z_f, z_o, z_g = a.gates(self, "gates", own, (LINEAR,) * 4)
             i = a.activate(self.gate, a.add(z_i, a.weigh(c, self.peepholes[0])))
             f = a.activate(self.gate, a.add(z_f, a.weigh(c, self.peepholes[1])))
             c = a.add(a.multiply(f, c), a.multiply(i, a.activate(self.candidate, z_g)))
@@ -270,9 +299,8 @@ class GruCell(Cell):
         return gates | {"candidate": candidate, "reset": reset}
 
     def step(self, a: Arithmetic[Value], old: Mapping[str, Value]) -> dict[str, Value]:
-        size, h = self.hidden_size, old["h"]
-        gates = a.activate(self.gate, a.affine(self, "gates", {self.own_h: h}))
-        z, r = a.split(gates, (size, size))
+        h = old["h"]
+        z, r = a.gates(self, "gates", {self.own_h: h}, (self.gate,) * 2)
         if self.reset_bias is None:
             n = a.affine(self, "candidate", {self.own_reset: a.multiply(r, h)})
         else:

@@ -90,7 +90,7 @@ class GraphBuilder:
         """One group of rows: picked elements, products, and the bias, added up."""
         total = ""
         for term in sorted(rows.terms, key=lambda t: t.sign, reverse=True):
-            value = self._term(term, values[term.source], width[term.source])
+            value = self.term(term, values[term.source], width[term.source])
             if not total:
                 total = self.one("Neg", value) if term.sign < 0 else value
             else:
@@ -100,7 +100,8 @@ class GraphBuilder:
             total = self.one("Add", total, bias) if total else bias
         return total
 
-    def _term(self, term: Term, value: str, width: int) -> str:
+    def term(self, term: Term, value: str, width: int) -> str:
+        """A product with its source, or the elements that it picks, without their sign."""
         if term.matrix is not None:
             weight = self.constant(term.matrix.T.astype(np.float32), "weight")
             return self.shared("MatMul", value, weight)  # z * sigmoid(z) takes z twice

@@ -154,5 +154,6 @@ class _Int8Writer(Writer):
             return g.one("MatMul", value, g.constant(np.ascontiguousarray(part.rows), "weight"))
         matrix = part.rows.T.astype(np.float64)
         if part.peak:
-            return rowwise.int8_product(g, [value], matrix, np.zeros(len(matrix)), part.peak)
+            nothing, size = np.zeros(len(matrix)), [len(matrix)]
+            return rowwise.int8_products(g, [value], matrix, nothing, size, part.peak)[0]
         return rowwise.int8_product_by_row(g, value, matrix)

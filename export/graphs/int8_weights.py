@@ -20,6 +20,7 @@ import numpy as np
 Array = np.ndarray
 ZERO_POINT = 128
 WEIGHT_LEVELS = 127
+PAIR_LEVELS = 128  # 255 * 128 = 32640, below 2 ** 15
 
 
 def quantize_columns(matrix: Array) -> tuple[Array, Array]:
@@ -37,3 +38,21 @@ def quantize_columns(matrix: Array) -> tuple[Array, Array]:
     quotient = (exact / scale[:, None].astype(np.float64)).astype(np.float32)
     levels = np.where(lost[:, None], 0.0, np.rint(quotient)) + ZERO_POINT
     return np.ascontiguousarray(levels.T.astype(np.uint8)), scale
+
+
+def quantize_pairs(matrix: Array) -> tuple[Array, Array]:
+    """As `quantize_columns`, by scales that no kernel's 16-bit sums of pairs can saturate.
+
+    A uint8 x int8 kernel without VNNI adds the products of inputs 2k and 2k + 1 in 16 bits. At
+    inputs of up to 255 that is exact if weights of one sign are at most 128 levels together.
+
+    Returns:
+        levels (n_in, n_out) int8, and scales (n_out,) float32.
+    """
+    even = np.concatenate([matrix, np.zeros((len(matrix), matrix.shape[1] % 2))], axis=1)
+    first, second = even[:, 0::2], even[:, 1::2]
+    sums = np.where(first * second > 0, np.abs(first + second), 0.0).max(axis=1, initial=0.0)
+    scale = np.maximum(np.abs(matrix).max(axis=1) / WEIGHT_LEVELS, sums / PAIR_LEVELS)
+    scale = np.where(scale < np.finfo(np.float32).tiny, 1.0, scale).astype(np.float32)
+    levels = np.rint(matrix / np.nextafter(scale, np.float32(np.inf))[:, None].astype(np.float64))
+    return np.ascontiguousarray(levels.T.astype(np.int8)), scale

@@ -8,6 +8,7 @@ column (see `int8_weights`). x and whatever else has no bound stay in float.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -20,8 +21,8 @@ from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
 from export.graphs.graph_builder import MICROSOFT, GraphBuilder
-from export.graphs.int8_weights import ZERO_POINT, quantize_columns
-from export.graphs.step_graph import Products, named_affines, write_step_graphs
+from export.graphs.int8_weights import ZERO_POINT, quantize_pairs
+from export.graphs.step_graph import Products, named_affines, split_columns, write_step_graphs
 from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
@@ -89,21 +90,41 @@ class RowwiseProducts(Products):
         if self._plan.of(layer) is Precision.FLOAT:
             return g.affine(affine, values)
         width = sizes(affine)
-        parts = [self._rows(g, rows, values, width) for rows in split(affine)]
+        parts = [self._rows(g, rows, values, width, [rows.size])[0] for rows in split(affine)]
         return parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=-1)
 
+    def pieces(
+        self,
+        g: GraphBuilder,
+        affine: Affine,
+        values: Mapping[str, str],
+        layer: str,
+        cuts: Sequence[int],
+    ) -> Sequence[str]:
+        groups = split(affine)
+        if len(groups) > 1 or self._plan.of(layer) is Precision.FLOAT:
+            return super().pieces(g, affine, values, layer, cuts)
+        return self._rows(g, groups[0], values, sizes(affine), cuts)
+
     def _rows(
-        self, g: GraphBuilder, rows: Rows, values: Mapping[str, str], width: Mapping[str, int]
-    ) -> str:
+        self,
+        g: GraphBuilder,
+        rows: Rows,
+        values: Mapping[str, str],
+        width: Mapping[str, int],
+        cuts: Sequence[int],
+    ) -> Sequence[str]:
         inside = self._inside(rows, width)
         if not inside:
-            return g.rows(rows, values, width)
-        total = (_product_by_row if self._by_row else _product)(g, inside, rows.bias, values)
-        outside = tuple(t for t in rows.terms if t not in inside)
-        if outside:
-            rest = g.rows(Rows(outside, np.zeros(rows.size)), values, width)
-            total = g.one("Add", total, rest)
-        return total
+            return split_columns(g, g.rows(rows, values, width), cuts)
+        outside = [t for t in rows.terms if t not in inside]
+        write = _products_by_row if self._by_row else _products_by_bound
+        products = write(g, inside, rows.bias, values, cuts)
+        ends = np.cumsum(cuts)
+        return [
+            _add(g, product, _cut(outside, end - size, end), values, width)
+            for product, size, end in zip(products, cuts, ends, strict=True)
+        ]
 
     def _inside(self, rows: Rows, width: Mapping[str, int]) -> list[Term]:
         """The terms that can be int8."""
@@ -115,23 +136,61 @@ class RowwiseProducts(Products):
         return [t for t in products if t.source in self._bounded]
 
 
-def _product(g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mapping[str, str]) -> str:
-    """The sum of products of bounded sources, and the bias, as one int8 product."""
-    matrices = [term.matrix for term in terms if term.matrix is not None]
-    sources = [values[term.source] for term in terms]
-    return int8_product(g, sources, np.concatenate(matrices, axis=1), bias)
+def _products_by_bound(
+    g: GraphBuilder,
+    terms: Sequence[Term],
+    bias: Array,
+    values: Mapping[str, str],
+    cuts: Sequence[int],
+) -> list[str]:
+    """The sum of products of bounded sources, and the bias: an int8 product for each size."""
+    matrix = np.concatenate([term.matrix for term in terms if term.matrix is not None], axis=1)
+    return int8_products(g, [values[term.source] for term in terms], matrix, bias, cuts)
 
 
-def _product_by_row(
-    g: GraphBuilder, terms: Sequence[Term], bias: Array, values: Mapping[str, str]
-) -> str:
+def _products_by_row(
+    g: GraphBuilder,
+    terms: Sequence[Term],
+    bias: Array,
+    values: Mapping[str, str],
+    cuts: Sequence[int],
+) -> Sequence[str]:
     """The sum of products, each in int8 by the peak of its source's row, and the bias."""
     total = ""
     for term in terms:
         if term.matrix is not None:
             product = int8_product_by_row(g, values[term.source], term.matrix)
             total = g.one("Add", total, product) if total else product
-    return g.one("Add", total, g.constant(bias.astype(np.float32), "bias"))
+    total = g.one("Add", total, g.constant(bias.astype(np.float32), "bias"))
+    return split_columns(g, total, cuts)
+
+
+def _cut(terms: Sequence[Term], start: int, stop: int) -> list[Term]:
+    """What the rows start:stop take."""
+    return [
+        replace(t, start=t.start + start, stop=t.start + stop)
+        if t.matrix is None
+        else replace(t, matrix=t.matrix[start:stop])
+        for t in terms
+    ]
+
+
+def _add(
+    g: GraphBuilder,
+    total: str,
+    terms: Sequence[Term],
+    values: Mapping[str, str],
+    width: Mapping[str, int],
+) -> str:
+    """Add terms in float. A product is added by the Gemm that computes it."""
+    for term in terms:
+        if term.matrix is None:
+            picked = g.term(term, values[term.source], width[term.source])
+            total = g.one("Sub" if term.sign < 0 else "Add", total, picked)
+        else:
+            weight = g.constant(term.matrix.T.astype(np.float32), "weight")
+            total = g.one("Gemm", values[term.source], weight, total)
+    return total
 
 
 def int8_product_by_row(g: GraphBuilder, value: str, matrix: Array) -> str:
@@ -139,30 +198,46 @@ def int8_product_by_row(g: GraphBuilder, value: str, matrix: Array) -> str:
     peak = g.shared("ReduceMax", g.shared("Abs", value), g.ints(-1), keepdims=1)
     peak = g.shared("Max", peak, g.constant(LEAST_PEAK, "least"))
     nothing = np.zeros(len(matrix))
-    return g.one("Mul", int8_product(g, [g.shared("Div", value, peak)], matrix, nothing), peak)
+    (product,) = int8_products(g, [g.shared("Div", value, peak)], matrix, nothing, [len(matrix)])
+    return g.one("Mul", product, peak)
 
 
-def int8_product(
-    g: GraphBuilder, sources: list[str], matrix: Array, bias: Array, peak: float = 1.0
-) -> str:
+def int8_products(
+    g: GraphBuilder,
+    sources: list[str],
+    matrix: Array,
+    bias: Array,
+    cuts: Sequence[int],
+    peak: float = 1.0,
+) -> list[str]:
     """Values in [-peak, peak], joined on the last axis, times a matrix, plus a bias.
 
     Args:
         matrix: (n_out, n_in) float64.
         bias: (n_out,).
+        cuts: of the results, n_out together.
     """
-    weight, scale = quantize_columns(matrix)
-    return g.one(
-        "MatMulIntegerToFloat",
-        _quantize(g, sources, peak),
-        g.constant(weight, "weight_u8"),
-        g.constant(np.array(peak * H_SCALE, np.float32), "h_scale"),
-        g.constant(scale, "weight_scale"),
-        g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
-        g.constant(np.full(len(bias), ZERO_POINT, np.uint8), "zero_points"),
-        g.constant(bias.astype(np.float32), "bias"),
-        domain=MICROSOFT,
-    )
+    quantized = _quantize(g, sources, peak)
+    in_scale = g.constant(np.array(peak * H_SCALE, np.float32), "h_scale")
+    zero_point = g.constant(np.array(ZERO_POINT, np.uint8), "zero_point")
+    levels, scales = quantize_pairs(matrix)
+    results = []
+    for stop, size in zip(np.cumsum(cuts), cuts, strict=True):
+        columns = slice(stop - size, stop)
+        results.append(
+            g.one(
+                "MatMulIntegerToFloat",
+                quantized,
+                g.constant(np.ascontiguousarray(levels[:, columns]), "weight_s8"),
+                in_scale,
+                g.constant(scales[columns], "weight_scale"),
+                zero_point,
+                "",  # the weights' zero point is 0: given as an input, it costs the fast kernels
+                g.constant(bias[columns].astype(np.float32), "bias"),
+                domain=MICROSOFT,
+            )
+        )
+    return results
 
 
 def _quantize(g: GraphBuilder, names: list[str], peak: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from export.algebra.affine import Affine
-from export.algebra.cells import Arithmetic, Cell
+from export.algebra.cells import Activation, Arithmetic, Cell, runs_of
 from export.algebra.form import Root
 from export.algebra.network import Network
 from export.graphs.graph_builder import GraphBuilder, join_pieces, take_slice
@@ -21,11 +21,30 @@ Array = np.ndarray
 
 
 class Products:
-    """How affine maps are computed: in float32."""
+    """How affine maps are computed: in float32, the gates of a cell in one product."""
+
+    apart = False  # whether each gate of a cell is a product of its own
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
         """The affine map of flat values (B, n); `layer` names it (see `precision`)."""
         return g.affine(affine, values)
+
+    def pieces(
+        self,
+        g: GraphBuilder,
+        affine: Affine,
+        values: Mapping[str, str],
+        layer: str,
+        sizes: Sequence[int],
+    ) -> Sequence[str]:
+        """The affine map as pieces of these sizes."""
+        return split_columns(g, self.affine(g, affine, values, layer), sizes)
+
+
+def split_columns(g: GraphBuilder, value: str, sizes: Sequence[int]) -> Sequence[str]:
+    if len(sizes) == 1:
+        return [value]
+    return g.node("Split", [value, g.ints(*sizes)], outputs=len(sizes), axis=1)
 
 
 def named_affines(network: Network) -> Iterator[tuple[str, Affine]]:
@@ -121,7 +140,21 @@ class _Operators(Arithmetic[str]):
         return self._products.affine(self._g, cell.parts[part], values, f"{cell.name}.{part}")
 
     def split(self, value: str, sizes: Sequence[int]) -> Sequence[str]:
-        return self._g.node("Split", [value, self._g.ints(*sizes)], outputs=len(sizes), axis=1)
+        return split_columns(self._g, value, sizes)
+
+    def gates(
+        self,
+        cell: Cell,
+        part: str,
+        own: Mapping[str, str],
+        activations: Sequence[Activation],
+    ) -> list[str]:
+        runs = [(a, 1) for a in activations] if self._products.apart else runs_of(activations)
+        sizes = [count * cell.hidden_size for _, count in runs]
+        values = {**self._values, **own}
+        layer = f"{cell.name}.{part}"
+        pieces = self._products.pieces(self._g, cell.parts[part], values, layer, sizes)
+        return self.activate_runs(runs, pieces, cell)
 
     def apply(self, function: str, *arguments: str, constants: Sequence[float] = ()) -> str:
         return self._g.apply(function, arguments, constants)
