@@ -40,18 +40,14 @@ GOOD = [name for name, entry in CORPUS.items() if entry.refused is None]
 REFUSED = [name for name, entry in CORPUS.items() if entry.refused is not None]
 
 
-def of_author(name: str, reason: str | None = None) -> object:
-    """A parameter; the tests of one author share an artifact, and so go to one worker."""
-    marks = [pytest.mark.xdist_group(f"author {name}")]
-    if reason:
-        marks.append(pytest.mark.xfail(strict=True, reason=reason))
-    return pytest.param(name, marks=marks, id=name)
-
-
 def known(names: Iterable[str], *, of_road: bool = False) -> list[object]:
     """Names as parameters; what is known to fail must fail, or the list is out of date."""
-    reasons = {n: CORPUS[n].fails or (CORPUS[n].off_road if of_road else None) for n in names}
-    return [of_author(name, reason) for name, reason in reasons.items()]
+    found: list[object] = []
+    for name in names:
+        reason = CORPUS[name].fails or (CORPUS[name].off_road if of_road else None)
+        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+        found.append(pytest.param(name, marks=marks, id=name))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +122,7 @@ def in_chunks(artifact: Artifact, variant: str, x: Array) -> Array:
     return np.concatenate(ys, axis=1).reshape(*x.shape[:2], -1)
 
 
-@pytest.mark.parametrize("name", [*map(of_author, CORPUS)])
+@pytest.mark.parametrize("name", CORPUS)
 def test_the_authors_module_lives(name: str) -> None:
     """It answers every step, finitely, alike in each run, and remembers what was four steps ago."""
     entry = CORPUS[name]
@@ -197,7 +193,6 @@ def test_what_cannot_be_a_stream_is_refused(name: str, artifacts: Artifacts) -> 
         artifacts[name]
 
 
-@pytest.mark.xdist_group("author scripted")
 def test_a_scripted_class_can_be_scripted_again_after_an_export(artifacts: Artifacts) -> None:
     """Export clears torch's registry of scripted classes, and nothing is left that points there."""
     artifacts["scripted"]
