@@ -192,11 +192,11 @@ def _refuse_mixed_rows(artifact: Artifact, variant: str, batch: int) -> None:
     if artifact.variant(variant).isolated:
         return
     others = [name for name, entry in artifact.manifest.variants.items() if entry.isolated]
+    instead = f", or set CAROUSEL_VARIANT to one of {others}" if others else ""
     raise NotIsolatedError(
         f"{variant} of {artifact.path} is not isolated: in a batch, a session's answers would "
         f"depend on the sessions beside it, and CAROUSEL_MAX_BATCH={batch} asks for batches; unset "
-        "it (the variant then runs one session in a call), or set CAROUSEL_VARIANT to one of "
-        f"{others}",
+        f"it (the variant then runs one session in a call){instead}",
         artifact=str(artifact.path),
         variant=variant,
     )
