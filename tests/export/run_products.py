@@ -1,7 +1,7 @@
 """Run ONNX graphs with numpy and ONNX Runtime alone: what an emulated CPU has to start is little.
 
-`python run_products.py FOLDER`: every graph of FOLDER on x.npy, whole and row by row, as it is and
-with the option that keeps x86 from kernels that saturate; writes each y beside its graph.
+`python run_products.py FOLDER...`: every graph of a FOLDER on its x.npy, whole and row by row, as
+it is and with the option that keeps x86 from kernels that saturate; writes each y beside its graph.
 """
 
 import sys
@@ -25,4 +25,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for argument in sys.argv[1:]:
+        main(Path(argument))
