@@ -8,7 +8,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMOS := sine-cell series-lstm
 MAX_WORKERS := 8  # of the tests: each takes about 1.5 GB
-DEBIAN_PACKAGES := curl  # what tests need besides Python
+# What tests need besides Python: PROGRAM, or PROGRAM=PACKAGE where Debian names them differently.
+DEBIAN_PACKAGES := curl qemu-x86_64=qemu-user
 
 export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.
@@ -42,7 +43,8 @@ bench: demos
 
 # Debian packages are installed where that is allowed; elsewhere the tests that need them skip.
 packages:
-	@missing=; for p in $(DEBIAN_PACKAGES); do command -v $$p >/dev/null || missing="$$missing $$p"; \
+	@missing=; for p in $(DEBIAN_PACKAGES); do \
+		command -v $${p%=*} >/dev/null || missing="$$missing $${p#*=}"; \
 	done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then echo "no apt-get: tests that need$$missing skip"; exit 0; fi; \

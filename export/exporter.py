@@ -48,6 +48,9 @@ ALL_VARIANTS: tuple[VariantName, ...] = (  # those that are written unless other
 )
 ON_REQUEST: tuple[VariantName, ...] = ("torch-export",)
 FLOAT_VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "torchscript-fp32", "torch-export")
+# Stock dynamic quantization takes one activation scale for the whole batch. On some models and
+# examples the trials do not catch it; it is no less there.
+ONE_SCALE: tuple[VariantName, ...] = ("onnx-int8", "torchscript-int8")
 
 Progress = Callable[[str], None]  # told what begins
 
@@ -157,7 +160,7 @@ def _prove(
 ) -> tuple[Variant, list[Measured]]:
     artifact = Artifact(folder, draft)
     isolated = is_isolated(Runtime(artifact, name), x, artifact.initial)
-    entry = draft.variants[name].model_copy(update={"isolated": isolated})
+    entry = draft.variants[name].model_copy(update={"isolated": isolated and name not in ONE_SCALE})
     variants = {**draft.variants, name: entry}
     runtime = Runtime(Artifact(folder, draft.model_copy(update={"variants": variants})), name)
     measured = gate.measure(runtime, atol)

@@ -127,7 +127,9 @@ class Carousel:
         _log_what_is_loaded()
         config = CONFIG
         paths = find_models(config, self.bento_service.bento)
-        catalog = Catalog.load(paths, config.variant, config.default_model, config.threads)
+        catalog = Catalog.load(
+            paths, config.variant, config.default_model, config.threads, config.asked_batch
+        )
         self.engine = Engine(
             catalog,
             MemoryStore(config.max_sessions),

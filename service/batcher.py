@@ -5,7 +5,10 @@ Rules
 - One session has at most one row in a batch, and its requests run in their order of arrival.
 - A batch is of one model, of at most `max_batch` rows, and of chunks of similar length: the
   longest row has less than four times the steps of the shortest, which bounds what padding costs.
-- A long chunk runs in slices of at most `slice_steps`; between two slices others have their turn.
+- A job that runs apart (its model is not isolated, and makes a call of each step of each row) has
+  a batch to itself: rows beside it would save nothing, and all else would wait for all of them.
+- A long chunk runs in slices of at most `slice_steps`, or `APART_SLICE_STEPS` where it runs apart;
+  between two slices others have their turn.
 - Lanes (a model and a range of lengths) take turns, and so do the sessions of a lane.
 
 How it works: each session has a queue of jobs, and stands in the lane of its first job unless
@@ -21,6 +24,7 @@ from typing import Generic, Protocol, TypeVar
 from service.errors import CapacityError
 
 SLICE_STEPS = 128  # about a millisecond of a small model, which is what others wait for it
+APART_SLICE_STEPS = 16  # calls of some 0.1 ms each: one or two milliseconds as well
 RETRY_AFTER_S = 1  # a full queue is about a second of work
 
 
@@ -35,6 +39,11 @@ class Job(Protocol):
     @property
     def model(self) -> Hashable:
         """What it runs on; may change while the job runs, not while it waits."""
+        ...
+
+    @property
+    def runs_apart(self) -> bool:
+        """Whether its model takes one row at a time; changes with the model only."""
         ...
 
     @property
@@ -112,7 +121,8 @@ class Batcher(Generic[J]):
         lane = next(iter(self._lanes))
         waiting = self._lanes.pop(lane)
         rows: list[Row[J]] = []
-        for key in list(waiting)[: self._max_batch]:
+        first = self._queues[next(iter(waiting))][0]  # a lane is of one model
+        for key in list(waiting)[: 1 if first.runs_apart else self._max_batch]:
             del waiting[key]
             self._running.add(key)
             job = self._queues[key][0]
@@ -158,7 +168,8 @@ class Batcher(Generic[J]):
             del self._queues[key]
 
     def _slice_of(self, job: J) -> int:
-        return min(job.steps_left, self._slice_steps)
+        most = APART_SLICE_STEPS if job.runs_apart else self._slice_steps
+        return min(job.steps_left, most)
 
     def _lane_of(self, job: J) -> Lane:
         # 1 | 2..7 | 8..31 | 32..127 | 128.. : a factor of four at most, and a lane for single steps

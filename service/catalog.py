@@ -51,13 +51,17 @@ class Catalog:
         variant: str | None = None,
         default: str | None = None,
         threads: int = 1,
+        batch: int | None = None,
     ) -> "Catalog":
-        """Load every artifact directory NAME/VERSION/ in `paths`; keep the reasons of failures."""
+        """Load every artifact directory NAME/VERSION/ in `paths`; keep the reasons of failures.
+
+        The other arguments are those of `Model.load`.
+        """
         models: list[Model] = []
         broken: dict[str, ArtifactError] = {}
         for path in paths:
             try:
-                models.append(Model.load(path, variant, threads))
+                models.append(Model.load(path, variant, threads, batch))
             except ArtifactError as error:
                 error.data.setdefault("artifact", str(path))
                 broken[path.parent.name] = error

@@ -41,6 +41,11 @@ class Config(BaseSettings):
     idle_timeout_s: PositiveFloat = 3_600.0  # 1 h: a sensor that reports twice an hour lives on
     threads: PositiveInt = 1  # per model run; one step of a small model is too short to share out
 
+    @property
+    def asked_batch(self) -> int | None:
+        """`max_batch` where the operator set it; None: the default, which asks for nothing."""
+        return self.max_batch if "max_batch" in self.model_fields_set else None
+
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -161,6 +161,12 @@ class EngineMissingError(ArtifactError):
     code = "engine_missing"
 
 
+class NotIsolatedError(ArtifactError):
+    """Batches were asked for, and the variant mixes the rows of a batch."""
+
+    code = "not_isolated"
+
+
 class SelfTestError(ArtifactError):
     """This machine computes something else than the golden vectors say."""
 

@@ -89,6 +89,10 @@ class Job:
         return self.request.key
 
     @property
+    def runs_apart(self) -> bool:
+        return not self.model.runtime.isolated
+
+    @property
     def steps_left(self) -> int:
         return len(self.x) - (self.progress.steps if self.progress else 0)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from service.artifact import Array, Artifact, Golden
 from service.cpu import read_cpu
-from service.errors import ShapeError
+from service.errors import NotIsolatedError, ShapeError
 from service.layout import State
 from service.reading import Reader
 from service.runtime import Runtime
@@ -53,15 +53,27 @@ class Model:
     cost: Cost
 
     @classmethod
-    def load(cls, path: Path, variant: str | None = None, threads: int = 1) -> "Model":
+    def load(
+        cls,
+        path: Path,
+        variant: str | None = None,
+        threads: int = 1,
+        batch: int | None = None,
+    ) -> "Model":
         """Load the artifact in directory `path` and replay its golden sequences.
 
+        Args:
+            batch: rows of a batch, if the operator asked for a number.
         Raises:
+            NotIsolatedError: they asked for several, and the variant takes one at a time.
             ArtifactError: the artifact is broken, or has no such variant. Export it again.
             SelfTestError: this machine computes something else. Choose another variant.
         """
         artifact = Artifact.load(path)
-        runtime = Runtime(artifact, variant or artifact.manifest.default_variant, threads)
+        variant = variant or artifact.manifest.default_variant
+        if batch is not None and batch > 1:
+            _refuse_mixed_rows(artifact, variant, batch)
+        runtime = Runtime(artifact, variant, threads)
         golden = artifact.golden()
         _prove(artifact, runtime, golden)
         return cls(artifact, runtime, _measure_cost(artifact, runtime, golden))
@@ -174,6 +186,20 @@ def _extreme(x: Array) -> float:
 
 
 # At load ---------------------------------------------------------------------------------------
+
+
+def _refuse_mixed_rows(artifact: Artifact, variant: str, batch: int) -> None:
+    if artifact.variant(variant).isolated:
+        return
+    others = [name for name, entry in artifact.manifest.variants.items() if entry.isolated]
+    instead = f", or set CAROUSEL_VARIANT to one of {others}" if others else ""
+    raise NotIsolatedError(
+        f"{variant} of {artifact.path} is not isolated: in a batch, a session's answers would "
+        f"depend on the sessions beside it, and CAROUSEL_MAX_BATCH={batch} asks for batches; unset "
+        f"it (the variant then runs one session in a call){instead}",
+        artifact=str(artifact.path),
+        variant=variant,
+    )
 
 
 def _prove(artifact: Artifact, runtime: Runtime, golden: Golden) -> None:

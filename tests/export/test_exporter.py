@@ -166,6 +166,16 @@ def test_a_short_example_is_cycled_and_the_report_says_so(exported: Exported) ->
     assert "was cycled" in (exported.artifact.path / "parity.html").read_text()
 
 
+def test_stock_int8_is_not_isolated_even_if_no_trial_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scale for the whole batch is there, whatever the trials happened to try."""
+    monkeypatch.setattr("export.exporter.is_isolated", lambda *given: True)
+    manifest = export(source(), "small", tmp_path).artifact.manifest
+    isolated = {name: variant.isolated for name, variant in manifest.variants.items()}
+    assert isolated == {name: "int8" not in name or "rowwise" in name for name in ALL_VARIANTS}
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # torch's, of oneDNN
 @pytest.mark.parametrize(
     "module",

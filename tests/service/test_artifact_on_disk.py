@@ -18,6 +18,7 @@ from service.cpu import read_cpu
 from service.errors import (
     ArtifactError,
     NotFiniteError,
+    NotIsolatedError,
     RequestError,
     SelfTestError,
     SettingsError,
@@ -220,6 +221,22 @@ def test_a_machine_whose_kernels_mix_rows_runs_them_apart(
     for chunk, y in zip(chunks, together, strict=True):
         (alone,), _, _ = model.run([chunk], [model.initial_state])
         assert alone.tobytes() == y.tobytes()
+
+
+def test_a_variant_that_mixes_rows_is_refused_where_batches_are_asked_for(path: Path) -> None:
+    """Not with a batch of one, nor where nothing was asked for: then it runs rows apart."""
+    variants = json.loads((path / MANIFEST).read_text())["variants"]
+    variants["onnx-int8"] = variants["onnx-fp32"] | {"isolated": False}
+    mixed = reseal(path, variants=variants, default_variant="onnx-int8")
+    with pytest.raises(
+        NotIsolatedError, match=r"=64 asks for batches; .* \['onnx-fp32'\]"
+    ) as caught:
+        Model.load(mixed, batch=64)
+    assert caught.value.data == {"artifact": str(mixed), "variant": "onnx-int8"}
+    assert list(Catalog.load([mixed], batch=2).broken) == ["sine-cell"]
+    assert not Model.load(mixed, batch=1).runtime.isolated
+    assert not Model.load(mixed).runtime.isolated
+    assert Model.load(mixed, "onnx-fp32", batch=64).runtime.isolated
 
 
 def test_a_resealed_model_of_other_weights_is_refused(tmp_path: Path) -> None:

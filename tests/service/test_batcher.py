@@ -20,6 +20,7 @@ class Count:
     model: str = "m"
     done: int = 0
     number: int = field(default=0)
+    runs_apart: bool = False
 
     @property
     def steps_left(self) -> int:
@@ -106,6 +107,18 @@ def test_a_long_chunk_runs_in_slices_between_which_others_have_their_turn() -> N
     finish(b, second)
     third = b.take()
     assert (names(third), third[0].steps) == (["long"], 4)
+
+
+def test_jobs_that_run_apart_have_a_batch_each_and_others_their_turn_between() -> None:
+    """Not all of their lane, nor as long a slice as where a slice is one call."""
+    b = batcher(max_batch=64, slice_steps=128)
+    for name in "abc":
+        b.add(Count(name, 40, model="slow", runs_apart=True))
+    for name in "xy":
+        b.add(Count(name, 40, model="quick"))
+    taken = [b.take() for _ in range(4)]
+    assert [names(rows) for rows in taken] == [["a"], ["x", "y"], ["b"], ["c"]]
+    assert [row.steps for rows in taken for row in rows] == [16, 40, 40, 16, 16]
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:

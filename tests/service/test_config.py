@@ -21,6 +21,7 @@ def test_the_defaults_serve_what_export_wrote() -> None:
     assert config.artifacts == Path("artifacts")
     assert (config.models, config.variant, config.default_model) == ((), None, None)
     assert (config.store, config.workers, config.threads) == ("memory", 1, 1)
+    assert (config.max_batch, config.asked_batch) == (256, None)
     assert (config.max_steps_per_request, config.idle_timeout_s) == (16_384, 3_600.0)
 
 
@@ -33,6 +34,7 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     config = load_config()
     assert config.models == ("artifacts/a/1", "sine-cell:latest")
     assert (config.max_batch, config.idle_timeout_s, config.variant) == (32, 0.5, None)
+    assert config.asked_batch == 32
 
 
 def test_the_config_is_frozen() -> None:

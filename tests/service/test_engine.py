@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from service.errors import (
 )
 from service.job import Answer, Request
 from service.model import Model
+from service.runtime import Runtime
 from service.session import Record, SessionKey
 from service.store import Commit, Outcome
 from service.store.memory import MemoryStore
@@ -120,6 +121,35 @@ def test_a_chunk_of_many_slices_gives_what_the_whole_gives(sine: Model) -> None:
             assert answer.step == len(x)
             assert np.array_equal(answer.y, whole(sine, x))
             assert np.array_equal(np.concatenate([a.y for a in short]), whole(sine, x[:20]))
+
+    run(scenario())
+
+
+def test_a_model_that_is_not_isolated_runs_one_session_in_a_call(
+    sine: Model, series: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have their turn between its calls, and the answers are those of a plain loop."""
+    apart = replace(sine, runtime=Runtime(sine.artifact, "onnx-fp32"))
+    apart.runtime.isolated = False
+    calls: list[tuple[str, int]] = []
+    real = Model.run
+
+    def count(self: Model, chunks: Any, states: Any) -> Any:
+        calls.append((self.name, len(chunks)))
+        return real(self, chunks, states)
+
+    monkeypatch.setattr(Model, "run", count)
+
+    async def scenario() -> None:
+        async with running(Catalog([apart, series])) as engine:
+            xs = [rows(3, seed=n) for n in range(6)]
+            given = [request(str(n), x) for n, x in enumerate(xs)]
+            given += [request(f"s{n}", rows(3, width=8), model="series-lstm") for n in range(6)]
+            answers = await asyncio.gather(*map(engine.predict, given))
+            assert calls[:2] == [("sine-cell", 1), ("series-lstm", 6)]
+            assert calls[2:] == [("sine-cell", 1)] * 5
+            for answer, x in zip(answers, xs, strict=False):
+                assert np.array_equal(answer.y, whole(sine, x))
 
     run(scenario())
 
