@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from export.draft import ports_of
 from export.errors import LoweringError, UnavailableError
-from export.exporter import ALL_VARIANTS, export
+from export.exporter import ALL_VARIANTS
 from export.finding import find_reference
 from export.graphs.torch_export import write_torch_export
 from export.lowering import lower_reference
@@ -26,6 +26,7 @@ from service.manifest import Ports
 from service.model import Model
 from service.pipeline import Pipeline
 from service.runtime import Runtime
+from tests.export import short
 from tests.export.operator_cells import SRU, ExponentialGates
 
 STEPS = 64
@@ -130,7 +131,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     example = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
     source = Source("x:y", module, "0" * 64, example, Pipeline())
     out = tmp_path_factory.mktemp("out")
-    return export(source, "small", out, variants=("onnx-fp32", "torch-export")).artifact
+    return short.export(source, "small", out, variants=("onnx-fp32", "torch-export")).artifact
 
 
 def test_it_is_proven_like_the_others_and_served(artifact: Artifact) -> None:
@@ -138,7 +139,7 @@ def test_it_is_proven_like_the_others_and_served(artifact: Artifact) -> None:
     entry = artifact.variant("torch-export")
     assert (entry.file, entry.step) == ("torch-export.pt2", None)
     assert [(p.case, p.passed) for p in entry.parity] == [("teacher-forced", True)]
-    assert entry.parity[0].steps >= 2000
+    assert entry.parity[0].steps == short.STEPS
     assert Model.load(artifact.path, "torch-export").initial_state
 
 
