@@ -447,6 +447,7 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
     code = (
         "import sys; sys.path[:0] = [sys.argv[1]]\n"
         "import torch\n"
+        "from export.graphs.torch_export import write_torch_export\n"
         "from export.graphs.torch_int8 import quantize\n"
         "from export.graphs.torchscript import write_torchscript\n"
         "from export.graphs.operators import lower_operators\n"
@@ -462,6 +463,7 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
         "module = lowered.torch_module(ports)\n"
         "for k, m in enumerate([module, quantize(module)]):\n"
         "    write_torchscript(m, ports, Path(f'{k}.pt'))\n"
+        "write_torch_export(lowered.torch_step(ports), ports, Path('2.pt2'))\n"
     )
     folders = [tmp_path / "a", tmp_path / "b" / "deeper"]
     running = []
@@ -477,7 +479,7 @@ def test_the_same_step_gives_the_same_bytes_in_another_process_and_folder(tmp_pa
         out, error = process.communicate()
         assert (process.returncode, out, error) == (0, "", "")  # torch's exporters are silent
     found = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
-    assert len(found[0]) == 6
+    assert len(found[0]) == 7
     assert found[0] == found[1]
     for name, content in found[0].items():
         assert str(root).encode() not in content, name
