@@ -176,5 +176,13 @@ def _refuse_failed(measured: Sequence[Measured]) -> None:
 
 
 def _drift(measured: Sequence[Measured]) -> str:
-    """What drifts, where, and by how much; empty if nothing does."""
-    return "; ".join(fault for m in measured for fault in m.faults)
+    """The first fault of each variant, and on what other cases it failed; empty if none did."""
+    failed: dict[str, list[Measured]] = {}
+    for m in measured:
+        if not m.passed:
+            failed.setdefault(m.variant, []).append(m)
+    said = []
+    for first, *more in failed.values():
+        also = ", ".join(f"`{m.case.name}`" for m in more)
+        said.append(first.faults[0] + (f", and fails on {also}" if also else ""))
+    return "; ".join(said)

@@ -63,18 +63,18 @@ class Measured:
     def faults(self) -> list[str]:
         """Why it did not pass, in words."""
         found = []
-        case = f"on case `{self.case.name}`"
+        name = self.case.name
         if not self.within:
             found.append(
                 f"{self.variant} drifts to {self.errors[self.worst]:.1e} at step {self.worst} of "
                 f"{len(self.errors)} (atol {self.tolerance.atol:g}, rtol {self.tolerance.rtol:g}) "
-                f"{case}"
+                f"on case `{name}`"
             )
         if self.divergence is not None and self.divergence.why is not None:
-            found.append(f"{self.variant} diverges {case}: it {self.divergence.why}")
+            found.append(f"{self.variant} diverges on case `{name}`: it {self.divergence.why}")
         found += [
             f"{self.variant} worsens `{m.name}` from {m.reference:.4g} to {m.variant:.4g} {m.unit} "
-            f"({m.worsening:+.1%}, allowed {m.allowed:.1%}) {case}"
+            f"({m.worsening:+.1%}, allowed {m.allowed:.1%}) on case `{name}`"
             for m in self.metrics
             if not m.passed
         ]
@@ -98,17 +98,23 @@ class Measured:
 
     def as_json(self) -> dict[str, object]:
         """As it stands in parity.json: the summary, and the whole curve."""
-        found = self.summary().model_dump(mode="json", exclude_none=True)
-        if self.divergence is not None:
-            found["divergence"] = vars(self.divergence)
+        divergence = self.divergence
         return {
             "variant": self.variant,
-            **found,
+            **self.summary().model_dump(mode="json"),
+            "divergence": None
+            if divergence is None
+            else {**vars(divergence), "shift": _number(divergence.shift)},
             "rows": len(self.case.x),
             "example_cycled": self.case.cycled,
             "places": self.case.places,
-            "error_by_step": [float(f"{error:.{DIGITS}g}") for error in self.errors],
+            "error_by_step": [_number(error) for error in self.errors],
         }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null."""
+    return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
 
 
 def measure(

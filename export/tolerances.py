@@ -27,7 +27,7 @@ FLOAT = Tolerance(atol=1e-5, rtol=1e-5)
 FLOAT_CLOSED_LOOP = Tolerance(atol=1e-4, rtol=1e-4)  # feedback multiplies rounding by its gain
 INT8_SHARE = 0.1
 INT8_CLOSED_LOOP_SHARE = 0.3
-INT8_LEAST = FLOAT.atol  # whatever the share is of
+LEAST_SPREAD = FLOAT.atol / INT8_SHARE  # that a share is taken of
 WORSENING = 0.05  # of an int8 variant's metrics: of an error's value, or as percentage points
 
 
@@ -81,7 +81,10 @@ class Tolerances:
         if "int8" not in variant:
             return self._allow(floating, "rounding of float32")
         share = INT8_CLOSED_LOOP_SHARE if closed_loop else INT8_SHARE
-        each = [_round(max(share * scale, INT8_LEAST)) for scale in self._scale.tolist()]
+        each = [
+            _round(max(share * max(scale, LEAST_SPREAD), floating.atol))
+            for scale in self._scale.tolist()
+        ]
         why = f"int8: {share:.0%} of {self._of}"
         return Allowance(Tolerance(atol=max(each)), np.array(each), why, INT8_SHARE)
 

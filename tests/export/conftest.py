@@ -1,5 +1,5 @@
 """Tests of the road export modules that were never trained, whose y hardly moves: beside it the
-rounding of int8 is large. They are held to an absolute least; tests of the gate itself are not."""
+rounding of int8 is large. They are held as if it moved by 0.1; the gate's own tests are not."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 
 from export import tolerances
 
-INT8_LEAST = 0.03  # of y's unit; what an untrained cell with 8-bit weights stays well within
+LEAST_SPREAD = 0.1  # of y's unit; an untrained cell with 8-bit weights stays within its share
 REAL_GATE = "REAL_GATE"  # a module of tests that sets it gets the gate as it is
 
 
@@ -15,5 +15,5 @@ REAL_GATE = "REAL_GATE"  # a module of tests that sets it gets the gate as it is
 def _untrained_modules_may_be_quantized(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not hasattr(request.module, REAL_GATE):
-            patch.setattr(tolerances, "INT8_LEAST", INT8_LEAST)
+            patch.setattr(tolerances, "LEAST_SPREAD", LEAST_SPREAD)
         yield
