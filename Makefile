@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMOS := sine-cell series-lstm
 MAX_WORKERS := 8  # of the tests: each takes about 1.5 GB
-DEBIAN_PACKAGES := curl  # what tests need besides Python
+DEBIAN_PACKAGES := chromium curl  # what tests need besides Python
 
 export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.

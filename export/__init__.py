@@ -3,6 +3,6 @@
 Imports run left to right only; each package says its own order:
 
 errors, reference, lowered <- weights <- source <- algebra <- calling <- streaming
-    <- graphs <- onnx_in <- finding, lowering, model_input <- cases, isolation, variants,
-    placing <- parity, draft <- report <- exporter, publish <- __main__
+    <- graphs <- onnx_in <- finding, lowering, model_input <- cases, isolation, gate_errors, timing,
+    variants, placing <- parity, draft <- reporting <- exporter, publish <- __main__
 """
