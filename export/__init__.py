@@ -4,6 +4,7 @@ Imports run left to right only; each package says its own order:
 
 errors, reference, lowered <- weights <- source <- algebra <- calling <- streaming
     <- graphs <- onnx_in <- finding, lowering, model_input <- spread, running,
-    driven, metrics, target <- climate, tolerances <- cases, isolation, variants, placing
-    <- measured, scoring <- parity, draft <- report <- exporter, publish <- __main__
+    driven, metrics, target <- climate, tolerances <- cases, isolation, gate_errors,
+    timing, variants, placing <- measured, scoring <- parity, draft <- reporting <- exporter,
+    publish <- __main__
 """

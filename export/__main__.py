@@ -17,7 +17,7 @@ from export.exporter import ALL_VARIANTS, ON_REQUEST, Exported, Progress, export
 from export.onnx_in.source import SUFFIX as ONNX_SUFFIX
 from export.onnx_in.source import OnnxSource, load_onnx_source
 from export.publish import publish
-from export.report import parity_table
+from export.reporting.table import parity_table
 from export.source import Source, load_source
 from export.target import read_target
 from export.tolerances import WORSENING
@@ -27,6 +27,7 @@ from service.manifest import NAME_PATTERN
 
 MIN_STEPS, MAX_STEPS = 100, 1_000_000  # of the proof: below, there is no drift to be seen
 MAX_WINDOW = 10_000  # steps: a session's state is as large, and is stored at each commit
+TIMING_S = 4.0  # ratios are then good to a few hundredths; other programs take cores, not ratios
 TABLE_COLUMNS = 122  # what the parity table needs; a narrower terminal wraps it
 EPILOG = """\
 how a module is called (--call); the common ways are found out by trying.
@@ -114,6 +115,7 @@ def _export(arguments: argparse.Namespace, progress: Progress) -> Exported:
         steps=arguments.steps,
         target=None if arguments.target is None else read_target(arguments.target),
         worsening=arguments.worsening,
+        timing_s=arguments.timing,
         progress=progress,
     )
 
@@ -214,6 +216,13 @@ def _parser() -> argparse.ArgumentParser:
         f"agreement, AUC) than the module's ({100 * WORSENING:g})",
     )
     add(
+        "--timing",
+        type=_seconds,
+        metavar="SECONDS",
+        default=TIMING_S,
+        help="how long to time the steps of the variants for the report (%(default)g); 0: not",
+    )
+    add(
         "--no-store",
         dest="store",
         action="store_false",
@@ -280,6 +289,16 @@ def _tolerance(text: str) -> tuple[str, float]:
     if not equals or not value > 0 or value == float("inf"):
         raise argparse.ArgumentTypeError(f"`{text}`, expected VARIANT=ATOL as in onnx-int8=0.02")
     return _variant(variant), value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"`{text}`, expected seconds, 0 or more")
+    return value
 
 
 def _name(name: str) -> str:

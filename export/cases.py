@@ -112,6 +112,12 @@ class Cases:
     def named(self, name: str) -> Case | None:
         return next((case for case in self.every if case.name == name), None)
 
+    def pieces(self, steps: int) -> tuple[Array, State]:
+        """Pieces of the real input from the starts on: x (N, steps, ...) and the state before."""
+        x = self.teacher_forced.x
+        places = np.add.outer(self.starts, np.arange(steps)) % x.shape[1]
+        return np.concatenate([x[:, at] for at in places]), self.gather(self._states)
+
     @property
     def every(self) -> list[Case]:
         more = [self.closed_loop, self.generated]

@@ -23,16 +23,20 @@ from export.draft import (
 )
 from export.errors import ParityError, SourceError
 from export.finding import find_reference
-from export.isolation import is_isolated
-from export.lowering import lower_reference
+from export.gate_errors import STEPS, GateError, measure_gates
+from export.isolation import TRIALS, Isolation, measure_isolation
+from export.lowered import Lowered
+from export.lowering import LoweredNetwork, lower_reference
 from export.measured import Measured
 from export.model_input import model_input
 from export.onnx_in.source import OnnxSource
 from export.parity import Gate
 from export.placing import place, staging
-from export.report import write_report
+from export.reporting.evidence import Evidence
+from export.reporting.report import write_report
 from export.source import Source
 from export.target import checked_target
+from export.timing import time_steps
 from export.variants import write_variants
 from service.artifact import Artifact
 from service.manifest import MANIFEST, Manifest, Variant, VariantName
@@ -76,6 +80,8 @@ def export(
     steps: int | None = None,
     target: Array | None = None,
     worsening: float | None = None,
+    isolation_trials: int = TRIALS,
+    timing_s: float = 0.0,
     progress: Progress = lambda what: None,
 ) -> Exported:
     """Export `source` as artifact `out/name/VERSION/`.
@@ -93,6 +99,9 @@ def export(
             their ids, of a score 0 or 1), for metrics of the task.
         worsening: by how much those of an int8 variant may be worse than the reference's, in
             place of the default: a share of an error's value, or of percentage points.
+        isolation_trials: rows that are put into every kind of company, for each variant.
+        timing_s: what the timing of a step may take, about; 0: no times in the report, whose bytes
+            are then the same whenever it is written.
         progress: told, in a few words, what begins.
     Raises:
         ExportError: some part failed; nothing was written. A float variant that drifts, or one
@@ -126,12 +135,17 @@ def export(
         initial = write_initial(folder, reference, ports)
         draft = draft_manifest(source, name, ports, reference, folder, initial, files)
         measured: list[Measured] = []
+        rejected: list[Measured] = []
+        isolation: dict[str, Isolation] = {}
         proven: dict[VariantName, Variant] = {}
         for variant in files:
             progress(f"proving {variant}")
-            entry, found = _prove(folder, draft, variant, gate, x, (tolerances or {}).get(variant))
+            atol = (tolerances or {}).get(variant)
+            entry, found, company = _prove(folder, draft, variant, gate, x, atol, isolation_trials)
+            isolation[variant] = company
             if variant not in must_pass and not all(m.passed for m in found):
                 left_out[variant] = _drift(found)
+                rejected += found
                 (folder / entry.file).unlink()
                 if entry.step:
                     (folder / entry.step.file).unlink()
@@ -142,7 +156,13 @@ def export(
         lowering = roads_of(lowered, reference.name, left_out)
         manifest = seal(draft, proven, lowering, _default(default_variant, proven))
         (folder / MANIFEST).write_text(manifest.to_json())
-        write_report(folder, manifest, measured)
+        progress("measuring for the report")
+        timing = None
+        if timing_s:
+            raw = Artifact(folder, draft)
+            timing = time_steps(Artifact(folder, manifest), raw, reference, timing_s)
+        gates = _gates(lowered, cases)
+        write_report(folder, Evidence(manifest, measured, rejected, isolation, gates, timing))
         path = place(folder, out / name / manifest.version)
     return Exported(Artifact.load(path), measured)
 
@@ -155,16 +175,31 @@ def _default(asked: VariantName | None, proven: Collection[VariantName]) -> Vari
     return asked
 
 
+def _gates(lowered: Lowered, cases: Cases) -> list[GateError]:
+    """Of the cells that were recognised; the general road has none."""
+    if not isinstance(lowered, LoweredNetwork):
+        return []
+    return measure_gates(lowered.network, *cases.pieces(STEPS))
+
+
 def _prove(
-    folder: Path, draft: Manifest, name: VariantName, gate: Gate, x: Array, atol: float | None
-) -> tuple[Variant, list[Measured]]:
+    folder: Path,
+    draft: Manifest,
+    name: VariantName,
+    gate: Gate,
+    x: Array,
+    atol: float | None,
+    trials: int,
+) -> tuple[Variant, list[Measured], Isolation]:
     artifact = Artifact(folder, draft)
-    isolated = is_isolated(Runtime(artifact, name), x, artifact.initial)
-    entry = draft.variants[name].model_copy(update={"isolated": isolated and name not in ONE_SCALE})
+    isolation = measure_isolation(Runtime(artifact, name), x, artifact.initial, trials)
+    isolated = isolation.isolated and name not in ONE_SCALE
+    entry = draft.variants[name].model_copy(update={"isolated": isolated})
     variants = {**draft.variants, name: entry}
     runtime = Runtime(Artifact(folder, draft.model_copy(update={"variants": variants})), name)
     measured = gate.measure(runtime, atol)
-    return entry.model_copy(update={"parity": [m.summary() for m in measured]}), measured
+    entry = entry.model_copy(update={"parity": [m.summary() for m in measured]})
+    return entry, measured, isolation
 
 
 def _refuse_failed(measured: Sequence[Measured]) -> None:

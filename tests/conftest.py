@@ -94,7 +94,7 @@ def export_arguments(run: Path, out: Path) -> list[str]:
     files = ("weights.safetensors", "holdout.npy", "pipeline.json")
     flags = zip(("--weights", "--example", "--pipeline"), files, strict=True)
     given = [part for flag, file in flags for part in (flag, str(run / file))]
-    named = ["--name", run.name, "--out", str(out)]
+    named = ["--name", run.name, "--out", str(out), "--timing", "0.2"]
     return [f"models.zoo:{module}", *given, *named, *ZOO[run.name].export_flags]
 
 

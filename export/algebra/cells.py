@@ -138,6 +138,10 @@ class Cell(ABC):
         """Where its state lies: the sources "NAME.h" (and "NAME.c") after the step."""
         return {"h": self.h}
 
+    def old(self, state: Mapping[str, Array]) -> dict[str, Array]:
+        """Its own h (and c) of flat states, name -> (B, n)."""
+        return {k: state[s.port][:, s.start : s.stop] for k, s in self.slices.items()}
+
     @property
     def own_h(self) -> str:
         """The source name of its h from before the step, in `parts`."""

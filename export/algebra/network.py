@@ -62,18 +62,23 @@ class Network:
 
     def step(self, x: Array, state: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         """One step in float64: x (B, I), name -> (B, n); -> y (B, O) and the new state."""
-        values: dict[str, Array] = {"x": x, **state}
+        values = self.values(x, state)
         new = {name: value.copy() for name, value in state.items()}
+        for cell in self.cells:
+            for k, place in cell.slices.items():
+                new[place.port][:, place.start : place.stop] = values[f"{cell.name}.{k}"]
+        return self.y(values), new | {port: affine(values) for port, affine in self.free.items()}
+
+    def values(self, x: Array, state: Mapping[str, Array]) -> dict[str, Array]:
+        """What every source holds in such a step: name -> (B, n)."""
+        values: dict[str, Array] = {"x": x, **state}
         for node in self.nodes:
             if isinstance(node, Root):
                 values[node.name] = _apply(node, [arg(values) for arg in node.args], x)
                 continue
-            old = {k: state[s.port][:, s.start : s.stop] for k, s in node.slices.items()}
-            for k, value in node.step(_Float64(values), old).items():
+            for k, value in node.step(Float64(values), node.old(state)).items():
                 values[f"{node.name}.{k}"] = value
-                place = node.slices[k]
-                new[place.port][:, place.start : place.stop] = value
-        return self.y(values), new | {port: affine(values) for port, affine in self.free.items()}
+        return values
 
 
 def _apply(root: Root, args: list[Array], x: Array) -> Array:
@@ -146,7 +151,7 @@ def _greatest_error(ours: Array, theirs: Array) -> float:
     return float(np.where(ours == theirs, 0, error).max(initial=0))
 
 
-class _Float64(Arithmetic[Array]):
+class Float64(Arithmetic[Array]):
     """numpy's, as the proof computes."""
 
     def __init__(self, values: Mapping[str, Array]) -> None:

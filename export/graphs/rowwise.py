@@ -37,7 +37,7 @@ MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anythi
 
 def int8_layers(network: Network) -> list[str]:
     """The layers whose products can be int8, at least in part."""
-    return _products(network, ALL_ROWWISE)[1]
+    return rowwise_products(network, ALL_ROWWISE)[1]
 
 
 def write_rowwise_graphs(
@@ -48,7 +48,7 @@ def write_rowwise_graphs(
     Raises:
         NothingQuantizedError: no product has outputs enough and a source that is bounded, or wide.
     """
-    products, layers = _products(network, plan)
+    products, layers = rowwise_products(network, plan)
     if not layers:
         raise NothingQuantizedError(
             f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by its "
@@ -59,8 +59,11 @@ def write_rowwise_graphs(
     return write_step_graphs(network, ports, products)
 
 
-def _products(network: Network, plan: Plan) -> tuple["RowwiseProducts", list[str]]:
-    """Bounded sources in int8; where there are none, wide ones by row."""
+def rowwise_products(network: Network, plan: Plan) -> tuple["RowwiseProducts", list[str]]:
+    """Bounded sources in int8; where there are none, wide ones by row.
+
+    And the layers whose products can be int8.
+    """
     for by_row in (False, True):
         products = RowwiseProducts(network, plan, by_row)
         layers = [layer for layer, affine in named_affines(network) if products.has_int8(affine)]

@@ -26,10 +26,11 @@ def proof() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "STEPS", STEPS)
         patch.setattr(exporter, "write_report", lambda *_: None)
+        patch.setattr(exporter, "measure_gates", lambda *_: [])
         yield
 
 
 def export(source: Source | OnnxSource, name: str, out: Path, **options: Any) -> Exported:
-    """As `export.exporter.export`, whose arguments it takes; no parity.json nor parity.html."""
+    """As `export.exporter.export`, whose arguments it takes; no parity.json, .html nor .md."""
     with proof():
         return exporter.export(source, name, out, **options)
