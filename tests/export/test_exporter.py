@@ -22,6 +22,7 @@ from export.exporter import ALL_VARIANTS, Exported
 from export.graphs import rowwise
 from export.graphs.graph_builder import all_nodes
 from export.graphs.stock import QUANTIZED_OPS
+from export.isolation import Isolation
 from export.parity import Gate
 from export.source import Source
 from models.classifier import BidirectionalClassifier
@@ -171,8 +172,9 @@ def test_stock_int8_is_not_isolated_even_if_no_trial_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One scale for the whole batch is there, whatever the trials happened to try."""
-    monkeypatch.setattr("export.exporter.is_isolated", lambda *given: True)
-    manifest = export(source(), "small", tmp_path).artifact.manifest
+    monkeypatch.setattr("export.exporter.measure_isolation", lambda *given: Isolation(()))
+    assert Isolation(()).isolated
+    manifest = short.export(source(), "small", tmp_path).artifact.manifest
     isolated = {name: variant.isolated for name, variant in manifest.variants.items()}
     assert isolated == {name: "int8" not in name or "rowwise" in name for name in ALL_VARIANTS}
 
