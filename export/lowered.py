@@ -1,6 +1,6 @@
 """What lowering makes of a reference: something that can write itself as every kind of variant."""
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Protocol
 
 import onnx
@@ -39,8 +39,8 @@ class Lowered(Protocol):
         return self.float_graphs(ports)[0]
 
     @property
-    def layers(self) -> list[str]:
-        """The products that a plan may name: those that can be int8."""
+    def layers(self) -> Mapping[str, int]:
+        """The layers that a plan may name, those that can be int8: how many weights each has."""
         ...
 
     def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:

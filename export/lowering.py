@@ -3,7 +3,7 @@
 What the affine form cannot say is lowered operator by operator.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import onnx
@@ -92,7 +92,7 @@ class LoweredNetwork(Lowered):
 
     def float_graphs(self, ports: Ports) -> Graphs:
         if fits_nodes(self.network):
-            return write_cell_graphs(self.network, ports)
+            return write_cell_graphs(self.network, ports, Products())
         return write_step_graphs(self.network, ports, Products())
 
     def stock_graph(self, ports: Ports) -> onnx.ModelProto:
@@ -101,7 +101,7 @@ class LoweredNetwork(Lowered):
         return write_step_graphs(self.network, ports, Products())[0]
 
     @property
-    def layers(self) -> list[str]:
+    def layers(self) -> Mapping[str, int]:
         return int8_layers(self.network)
 
     def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:

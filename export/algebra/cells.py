@@ -148,6 +148,11 @@ class Cell(ABC):
         return f"{self.name} own h"
 
     @property
+    def own(self) -> frozenset[str]:
+        """The sources in `parts` that its recurrent matrix is multiplied by."""
+        return frozenset({self.own_h})
+
+    @property
     @abstractmethod
     def kind(self) -> str:
         """lstm, gru or rnn."""
@@ -266,6 +271,10 @@ class GruCell(Cell):
     @property
     def own_reset(self) -> str:
         return f"{self.name} own r * h"
+
+    @property
+    def own(self) -> frozenset[str]:
+        return frozenset({self.own_h, self.own_reset})
 
     @property
     def is_plain(self) -> bool:

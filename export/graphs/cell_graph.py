@@ -1,4 +1,4 @@
-"""The float graphs of a network whose recurrence is all cells: one LSTM or GRU node a cell.
+"""The graphs of a network whose recurrence is all cells in float: one LSTM or GRU node a cell.
 
 A plain RNN is written as a GRU node too, one whose z is 0 and whose r is 1 exactly: ONNX Runtime's
 RNN (1.32) gives a row other bits in a batch than alone, and other bits in a chunk than step by
@@ -9,6 +9,7 @@ state, and y past a row's length is zero.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -35,6 +36,8 @@ from export.graphs.graph_builder import (
     port_infos,
     take_slice,
 )
+from export.graphs.step_graph import Block, Products, input_layer, recurrent_layer
+from export.lowered import Graphs
 from service.manifest import Port, Ports
 
 Array = np.ndarray
@@ -58,15 +61,15 @@ def fits_nodes(network: Network) -> bool:
     return not network.free and not network.sources & of_one_step
 
 
-def write_cell_graphs(network: Network, ports: Ports) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The chunk graph and the step graph, in float32, of the same nodes.
+def write_cell_graphs(network: Network, ports: Ports, products: Products) -> Graphs:
+    """The chunk graph and the step graph of the same nodes, the cells in float32.
 
     The step graph has no lengths to mind: half of the nodes.
     """
-    return _chunk_graph(network, ports), _step_graph(network, ports)
+    return _chunk_graph(network, ports, products), _step_graph(network, ports, products)
 
 
-def _chunk_graph(network: Network, ports: Ports) -> onnx.ModelProto:
+def _chunk_graph(network: Network, ports: Ports, products: Products) -> onnx.ModelProto:
     g = GraphBuilder()
     sequence = "x"
     if len(ports.x.shape) != 3:
@@ -74,7 +77,7 @@ def _chunk_graph(network: Network, ports: Ports) -> onnx.ModelProto:
     x = g.one("Transpose", sequence, perm=[1, 0, 2])
     flat = _flat_states(g, network, ports)
     lengths = g.one("Cast", "lengths", to=TensorProto.INT32)
-    y, new = _layers(g, network, x, flat, lengths)
+    y, new = _Layers(g, network, products, flat, lengths).write(x)
     _finish_y(g, g.one("Transpose", y, perm=[1, 0, 2]), ports.y)
     started = g.one("Unsqueeze", g.one("Greater", "lengths", g.ints(0)), g.ints(1))  # (B, 1)
     kept = {port: g.one("Where", started, new[port], flat[port]) for port in new}
@@ -82,10 +85,11 @@ def _chunk_graph(network: Network, ports: Ports) -> onnx.ModelProto:
     return g.model(*port_infos(ports, "T"))
 
 
-def _step_graph(network: Network, ports: Ports) -> onnx.ModelProto:
+def _step_graph(network: Network, ports: Ports, products: Products) -> onnx.ModelProto:
     g = GraphBuilder()
     x = g.one("Reshape", "x", g.ints(1, -1, network.x_size))  # one step: (B, 1, I) as (1, B, I)
-    y, new = _layers(g, network, x, _flat_states(g, network, ports), "")
+    flat = _flat_states(g, network, ports)
+    y, new = _Layers(g, network, products, flat, "").write(x)
     g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
     finish_states(g, new, ports)
     return g.model(*port_infos(ports, 1))
@@ -98,54 +102,65 @@ def _flat_states(g: GraphBuilder, network: Network, ports: Ports) -> dict[str, s
     }
 
 
-def _layers(
-    g: GraphBuilder, network: Network, x: str, flat: Mapping[str, str], lengths: str
-) -> tuple[str, dict[str, str]]:
-    """All nodes over x (T, B, I): y (T, B, O) and each new flat state (B, n)."""
-    values = {"x": x}
-    pieces: dict[tuple[str, int], str] = {}
-    for node in network.nodes:
-        if isinstance(node, Root):
-            if node.fn == "embedding":
-                values[node.name] = g.embedding(node, x, leading=2)
+@dataclass
+class _Layers:
+    """All nodes over x (T, B, I), appended to one graph."""
+
+    g: GraphBuilder
+    network: Network
+    products: Products
+    flat: Mapping[str, str]  # port -> its state (B, n) before the first step
+    lengths: str
+
+    def write(self, x: str) -> tuple[str, dict[str, str]]:
+        """y (T, B, O) and each new flat state (B, n)."""
+        g, values = self.g, {"x": x}
+        pieces: dict[tuple[str, int], str] = {}
+        for node in self.network.nodes:
+            if isinstance(node, Root):
+                if node.fn == "embedding":
+                    values[node.name] = g.embedding(node, x, leading=2)
+                    continue
+                arguments = [
+                    self.products.affine(g, arg, values, f"{node.name}.{k}")
+                    for k, arg in enumerate(node.args)
+                ]
+                values[node.name] = g.pointwise(node, arguments)
                 continue
-            arguments = [g.affine(arg, values) for arg in node.args]
-            values[node.name] = g.pointwise(node, arguments)
-            continue
-        sequence, *last = _cell(g, node, values, lengths, flat, network)
-        values[f"{node.name}.h"] = sequence
-        for place, value in zip(node.slices.values(), last, strict=True):
-            pieces[place.port, place.start] = value
-    return g.affine(network.y, values), join_pieces(g, pieces, flat)
+            sequence, *last = self._cell(node, values)
+            values[f"{node.name}.h"] = sequence
+            for place, value in zip(node.slices.values(), last, strict=True):
+                pieces[place.port, place.start] = value
+        y = self.products.affine(g, self.network.y, values, "y")
+        return y, join_pieces(g, pieces, self.flat)
 
-
-def _cell(
-    g: GraphBuilder,
-    cell: Cell,
-    values: Mapping[str, str],
-    lengths: str,
-    flat: Mapping[str, str],
-    network: Network,
-) -> list[str]:
-    """One node: h of every step (T, B, H), and the last h (and c) (B, H)."""
-    sources = list(cell.input.blocks)
-    if not sources:
-        raise LoweringError(f"`{cell.name}` has no input; it runs the same for every session")
-    names = [values[source] for source in sources]
-    x = names[0] if len(names) == 1 else g.one("Concat", *names, axis=2)
-    w = np.concatenate([cell.input.blocks[source] for source in sources], axis=1)
-    start = [_initial(g, s, flat, network) for s in cell.slices.values()]
-    op, matrices, peepholes, attributes = _operator(cell, w)
-    weights = [
-        g.constant(matrix[None].astype(np.float32), f"{cell.name}_{name}")
-        for name, matrix in zip("WRB", matrices, strict=True)
-    ]
-    inputs = [x, *weights, lengths, *start]
-    if peepholes is not None:
-        inputs.append(g.constant(peepholes[None].astype(np.float32), f"{cell.name}_P"))
-    outputs = 1 + len(start)
-    y, *last = g.node(op, inputs, outputs, cell.name, hidden_size=cell.hidden_size, **attributes)
-    return [g.one("Squeeze", y, g.ints(1)), *(g.one("Squeeze", v, g.ints(0)) for v in last)]
+    def _cell(self, cell: Cell, values: Mapping[str, str]) -> list[str]:
+        """One node: h of every step (T, B, H), and the last h (and c) (B, H)."""
+        g, sources = self.g, list(cell.input.blocks)
+        if not sources:
+            raise LoweringError(f"`{cell.name}` has no input; it runs the same for every session")
+        names = [values[source] for source in sources]
+        x = names[0] if len(names) == 1 else g.one("Concat", *names, axis=2)
+        w = np.concatenate([cell.input.blocks[source] for source in sources], axis=1)
+        states = self.network.states
+        start = [_initial(g, s, self.flat, states) for s in cell.slices.values()]
+        op, (w, r, b), peepholes, attributes = _operator(cell, w)
+        ends = np.cumsum([cell.input.blocks[source].shape[1] for source in sources])[:-1]
+        columns = zip(sources, np.split(w, ends, axis=1), strict=True)
+        inside = [Block(source, input_layer(cell), matrix) for source, matrix in columns]
+        own = [Block(cell.own_h, recurrent_layer(cell), r)]
+        weights = [
+            self.products.cell_matrix(g, inside, f"{cell.name}_W"),
+            self.products.cell_matrix(g, own, f"{cell.name}_R"),
+            g.constant(b[None].astype(np.float32), f"{cell.name}_B"),
+        ]
+        inputs = [x, *weights, self.lengths, *start]
+        if peepholes is not None:
+            inputs.append(g.constant(peepholes[None].astype(np.float32), f"{cell.name}_P"))
+        y, *last = g.node(
+            op, inputs, 1 + len(start), cell.name, hidden_size=cell.hidden_size, **attributes
+        )
+        return [g.one("Squeeze", y, g.ints(1)), *(g.one("Squeeze", v, g.ints(0)) for v in last)]
 
 
 def _operator(
@@ -208,8 +223,10 @@ def _gates(rows: Array, order: tuple[int, ...]) -> Array:
     return np.concatenate([gates[k] for k in order])
 
 
-def _initial(g: GraphBuilder, s: StateSlice, flat: Mapping[str, str], network: Network) -> str:
-    return g.one("Unsqueeze", take_slice(g, s, flat[s.port], network.states[s.port]), g.ints(0))
+def _initial(
+    g: GraphBuilder, s: StateSlice, flat: Mapping[str, str], sizes: Mapping[str, int]
+) -> str:
+    return g.one("Unsqueeze", take_slice(g, s, flat[s.port], sizes[s.port]), g.ints(0))
 
 
 def _finish_y(g: GraphBuilder, y: str, port: Port) -> None:

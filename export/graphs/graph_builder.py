@@ -3,7 +3,7 @@
 Ports: x (B, T, ...), lengths (B,) int64, `NAME_0` in and `NAME_n` out of each state, y (B, T, ...).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class GraphBuilder:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self.prepared: list[onnx.NodeProto] = []  # of constants alone, outside any Scan
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._shared: dict[tuple[str, tuple[str, ...], str], str] = {}
@@ -46,6 +47,19 @@ class GraphBuilder:
             self._constants[key] = name
             self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return self._constants[key]
+
+    def prepare(self, op: str, *constants: str, **attributes: Any) -> str:
+        """An operation on constants: ONNX Runtime folds it into one when it loads the model.
+
+        It stands outside a Scan: inside, it would be done at each step.
+        """
+        key = (op, constants, str(attributes))
+        if key not in self._shared:
+            self._shared[key] = self.fresh(op.lower())
+            self.prepared.append(
+                helper.make_node(op, list(constants), [self._shared[key]], **attributes)
+            )
+        return self._shared[key]
 
     def ints(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64), "ints")
@@ -86,11 +100,21 @@ class GraphBuilder:
         parts = [self.rows(rows, values, width) for rows in split(affine)]
         return parts[0] if len(parts) == 1 else self.one("Concat", *parts, axis=-1)
 
-    def rows(self, rows: Rows, values: Mapping[str, str], width: Mapping[str, int]) -> str:
-        """One group of rows: picked elements, products, and the bias, added up."""
+    def rows(
+        self,
+        rows: Rows,
+        values: Mapping[str, str],
+        width: Mapping[str, int],
+        weight: Callable[[Term], str] | None = None,
+    ) -> str:
+        """One group of rows: picked elements, products, and the bias, added up.
+
+        Args:
+            weight: the name of a product's matrix (n_in, n_out); None: a float32 constant.
+        """
         total = ""
         for term in sorted(rows.terms, key=lambda t: t.sign, reverse=True):
-            value = self.term(term, values[term.source], width[term.source])
+            value = self.term(term, values[term.source], width[term.source], weight)
             if not total:
                 total = self.one("Neg", value) if term.sign < 0 else value
             else:
@@ -100,11 +124,20 @@ class GraphBuilder:
             total = self.one("Add", total, bias) if total else bias
         return total
 
-    def term(self, term: Term, value: str, width: int) -> str:
+    def term(
+        self,
+        term: Term,
+        value: str,
+        width: int,
+        weight: Callable[[Term], str] | None = None,
+    ) -> str:
         """A product with its source, or the elements that it picks, without their sign."""
         if term.matrix is not None:
-            weight = self.constant(term.matrix.T.astype(np.float32), "weight")
-            return self.shared("MatMul", value, weight)  # z * sigmoid(z) takes z twice
+            if weight is None:
+                matrix = self.constant(term.matrix.T.astype(np.float32), "weight")
+            else:
+                matrix = weight(term)
+            return self.shared("MatMul", value, matrix)  # z * sigmoid(z) takes z twice
         if term.stop - term.start == width:
             return value
         last = self.ints(-1)
@@ -137,7 +170,11 @@ class GraphBuilder:
     ) -> onnx.ModelProto:
         """The finished, checked model."""
         graph = helper.make_graph(
-            self.nodes, "carousel", inputs, outputs, list(self.initializers.values())
+            [*self.prepared, *self.nodes],
+            "carousel",
+            inputs,
+            outputs,
+            list(self.initializers.values()),
         )
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == MICROSOFT for node in all_nodes(graph)):

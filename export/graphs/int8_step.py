@@ -44,7 +44,7 @@ def write_int8_graphs(
     kept = {name: p for name, p in products.items() if plan.of(name) is not Precision.FLOAT}
     if not kept:
         raise NothingQuantizedError(f"all of {', '.join(products)} stay in float")
-    return write_graphs(replace(model, writer=partial(_Int8Writer, kept)), ports)
+    return write_graphs(replace(model, writer=partial(_Int8Writer, kept, plan)), ports)
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,10 @@ def _widths(model: StepModel) -> dict[str, Shape]:
 
 
 class _Int8Writer(Writer):
-    def __init__(self, products: Products, model: StepModel) -> None:
+    def __init__(self, products: Products, plan: Plan, model: StepModel) -> None:
         super().__init__(model)
         self._products = products
+        self._plan = plan
 
     def node(self, g: GraphBuilder, node: onnx.NodeProto, names: dict[str, str]) -> None:
         parts = self._products.get(node.output[0])
@@ -144,16 +145,19 @@ class _Int8Writer(Writer):
             super().node(g, node, names)
             return
         total = ""
+        stored = self._plan.of(node.output[0]) is Precision.WEIGHTS
         for part in sorted(parts, key=lambda part: not part.is_int8):
-            product = self._product(g, part, self.value(g, part.value, names))
+            product = self._product(g, part, self.value(g, part.value, names), stored)
             total = g.one("Add", total, product) if total else product
         names[node.output[0]] = total
 
-    def _product(self, g: GraphBuilder, part: _Part, value: str) -> str:
+    def _product(self, g: GraphBuilder, part: _Part, value: str, stored: bool) -> str:
         if not part.is_int8:
             return g.one("MatMul", value, g.constant(np.ascontiguousarray(part.rows), "weight"))
         matrix = part.rows.T.astype(np.float64)
+        if stored:
+            return g.one("MatMul", value, rowwise.int8_weight(g, matrix))
         if part.peak:
             nothing, size = np.zeros(len(matrix)), [len(matrix)]
-            return rowwise.int8_products(g, [value], matrix, nothing, size, part.peak)[0]
+            return rowwise.int8_products(g, value, matrix, nothing, size, part.peak)[0]
         return rowwise.int8_product_by_row(g, value, matrix)

@@ -4,7 +4,7 @@ What the affine form cannot say (an exp, a division, a maximum, a norm, a convol
 torch.export and torch.onnx see it. The same ports and the same proof as on the other road.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 import numpy as np
 import onnx
@@ -70,8 +70,12 @@ class LoweredOperators(Lowered):
         return write_graphs(self.model, ports)
 
     @property
-    def layers(self) -> list[str]:
-        return list(find_products(self.model, self._bounds))
+    def layers(self) -> Mapping[str, int]:
+        products = find_products(self.model, self._bounds)
+        return {
+            name: sum(part.rows.size for part in parts if part.is_int8)
+            for name, parts in products.items()
+        }
 
     def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:
         return write_int8_graphs(self.model, self._bounds, ports, plan)

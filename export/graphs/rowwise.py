@@ -7,11 +7,13 @@ column (see `int8_weights`). x and whatever else has no bound stay in float.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-import onnx
+from onnx import TensorProto
 
 from export.algebra.affine import Affine
 from export.algebra.cells import Cell
@@ -20,9 +22,19 @@ from export.algebra.network import Network
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
+from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.graph_builder import MICROSOFT, GraphBuilder
-from export.graphs.int8_weights import ZERO_POINT, quantize_pairs
-from export.graphs.step_graph import Products, named_affines, split_columns, write_step_graphs
+from export.graphs.int8_weights import ZERO_POINT, quantize_columns, quantize_pairs
+from export.graphs.step_graph import (
+    Block,
+    Products,
+    input_layer,
+    named_affines,
+    recurrent_layer,
+    split_columns,
+    write_step_graphs,
+)
+from export.lowered import Graphs
 from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
@@ -35,14 +47,12 @@ KEEP_BOUND = ("mul", "relu", "abs", "maximum", "minimum", "where")
 MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anything
 
 
-def int8_layers(network: Network) -> list[str]:
-    """The layers whose products can be int8, at least in part."""
+def int8_layers(network: Network) -> dict[str, int]:
+    """The layers that can be int8, at least in part, and how many weights of each."""
     return rowwise_products(network, ALL_ROWWISE)[1]
 
 
-def write_rowwise_graphs(
-    network: Network, ports: Ports, plan: Plan = ALL_ROWWISE
-) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def write_rowwise_graphs(network: Network, ports: Ports, plan: Plan = ALL_ROWWISE) -> Graphs:
     """The chunk graph and the step graph; each layer as `plan` says.
 
     Raises:
@@ -56,17 +66,19 @@ def write_rowwise_graphs(
         )
     if all(plan.of(layer) is Precision.FLOAT for layer in layers):
         raise NothingQuantizedError(f"all of {', '.join(layers)} stay in float")
+    of_cells = {f(cell) for cell in network.cells for f in (input_layer, recurrent_layer)}
+    int8_cells = [name for name in layers if plan.of(name) is Precision.ROWWISE]
+    if fits_nodes(network) and not of_cells & set(int8_cells):
+        products.over_time = True
+        return write_cell_graphs(network, ports, products)
     return write_step_graphs(network, ports, products)
 
 
-def rowwise_products(network: Network, plan: Plan) -> tuple["RowwiseProducts", list[str]]:
-    """Bounded sources in int8; where there are none, wide ones by row.
-
-    And the layers whose products can be int8.
-    """
+def rowwise_products(network: Network, plan: Plan) -> tuple["RowwiseProducts", dict[str, int]]:
+    """Bounded sources in int8; where there are none, wide ones by row. And the layers."""
     for by_row in (False, True):
         products = RowwiseProducts(network, plan, by_row)
-        layers = [layer for layer, affine in named_affines(network) if products.has_int8(affine)]
+        layers = products.layers()
         if layers:
             break
     return products, layers
@@ -80,20 +92,28 @@ class RowwiseProducts(Products):
     """
 
     def __init__(self, network: Network, plan: Plan = ALL_ROWWISE, by_row: bool = False) -> None:
+        self._network = network
         self._bounded = bounded_sources(network)
+        self._own = {own: recurrent_layer(cell) for cell in network.cells for own in cell.own}
         self._plan = plan
         self._by_row = by_row
+        self.over_time = False  # whether its sources are sequences (T, B, n) and not (B, n)
 
-    def has_int8(self, affine: Affine) -> bool:
-        """Whether a part of this map can be int8."""
-        width = sizes(affine)
-        return any(self._inside(rows, width) for rows in split(affine))
+    def layers(self) -> dict[str, int]:
+        """Those of which a part can be int8, and how many weights that is."""
+        found: Counter[str] = Counter()
+        for layer, affine in named_affines(self._network):
+            for rows in split(affine):
+                for term in self._inside(rows):
+                    if term.matrix is not None:
+                        found[self._own.get(term.source, layer)] += term.matrix.size
+        return dict(found)
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
-        if self._plan.of(layer) is Precision.FLOAT:
-            return g.affine(affine, values)
         width = sizes(affine)
-        parts = [self._rows(g, rows, values, width, [rows.size])[0] for rows in split(affine)]
+        parts = [
+            self._rows(g, rows, values, width, layer, [rows.size])[0] for rows in split(affine)
+        ]
         return parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=-1)
 
     def pieces(
@@ -105,9 +125,24 @@ class RowwiseProducts(Products):
         cuts: Sequence[int],
     ) -> Sequence[str]:
         groups = split(affine)
-        if len(groups) > 1 or self._plan.of(layer) is Precision.FLOAT:
+        if len(groups) > 1:
             return super().pieces(g, affine, values, layer, cuts)
-        return self._rows(g, groups[0], values, sizes(affine), cuts)
+        return self._rows(g, groups[0], values, sizes(affine), layer, cuts)
+
+    def cell_matrix(self, g: GraphBuilder, blocks: Sequence[Block], hint: str) -> str:
+        def is_int8(block: Block) -> bool:
+            stored = self._plan.of(block.layer) is Precision.WEIGHTS
+            return stored and self._can_be_int8(block.source, block.matrix)
+
+        if not any(is_int8(block) for block in blocks):
+            return super().cell_matrix(g, blocks, hint)
+        parts = [
+            int8_weight(g, block.matrix, stacked=True)
+            if is_int8(block)
+            else super(RowwiseProducts, self).cell_matrix(g, [block], hint)
+            for block in blocks
+        ]
+        return parts[0] if len(parts) == 1 else g.prepare("Concat", *parts, axis=2)
 
     def _rows(
         self,
@@ -115,40 +150,92 @@ class RowwiseProducts(Products):
         rows: Rows,
         values: Mapping[str, str],
         width: Mapping[str, int],
+        layer: str,
         cuts: Sequence[int],
     ) -> Sequence[str]:
-        inside = self._inside(rows, width)
+        def precision(term: Term) -> Precision:
+            return self._plan.of(self._own.get(term.source, layer))
+
+        can_be = self._inside(rows)
+        inside = [t for t in can_be if precision(t) is Precision.ROWWISE]
+        stored = {t.source for t in can_be if precision(t) is Precision.WEIGHTS}
+        weight = partial(_weight, g, stored)
         if not inside:
-            return split_columns(g, g.rows(rows, values, width), cuts)
+            return split_columns(g, g.rows(rows, values, width, weight), cuts)
         outside = [t for t in rows.terms if t not in inside]
-        write = _products_by_row if self._by_row else _products_by_bound
-        products = write(g, inside, rows.bias, values, cuts)
+        if self._by_row:
+            products: Sequence[str] = _products_by_row(g, inside, rows.bias, values, cuts)
+        else:
+            whole = self._joined(g, [values[term.source] for term in inside])
+            matrix = np.concatenate([t.matrix for t in inside if t.matrix is not None], axis=1)
+            products = int8_products(g, whole, matrix, rows.bias, cuts)
         ends = np.cumsum(cuts)
         return [
-            _add(g, product, _cut(outside, end - size, end), values, width)
+            self._add(g, product, _cut(outside, end - size, end), values, width, weight)
             for product, size, end in zip(products, cuts, ends, strict=True)
         ]
 
-    def _inside(self, rows: Rows, width: Mapping[str, int]) -> list[Term]:
+    def _joined(self, g: GraphBuilder, sources: Sequence[str]) -> str:
+        if len(sources) == 1:
+            return sources[0]
+        return g.shared("Concat", *sources, axis=2 if self.over_time else 1)
+
+    def _add(
+        self,
+        g: GraphBuilder,
+        total: str,
+        terms: Sequence[Term],
+        values: Mapping[str, str],
+        width: Mapping[str, int],
+        weight: Callable[[Term], str],
+    ) -> str:
+        """Add terms in float. A product is added by the Gemm that computes it."""
+        for term in terms:
+            if term.matrix is None or self.over_time:  # a Gemm takes no sequences
+                value = g.term(term, values[term.source], width[term.source], weight)
+                total = g.one("Sub" if term.sign < 0 else "Add", total, value)
+            else:
+                total = g.one("Gemm", values[term.source], weight(term), total)
+        return total
+
+    def _inside(self, rows: Rows) -> list[Term]:
         """The terms that can be int8."""
-        if rows.size < MIN_INT8_OUTPUTS:
-            return []
-        products = [t for t in rows.terms if t.matrix is not None]
-        if self._by_row:
-            return [t for t in products if width[t.source] >= MIN_INT8_OUTPUTS]
-        return [t for t in products if t.source in self._bounded]
+        return [
+            t for t in rows.terms if t.matrix is not None and self._can_be_int8(t.source, t.matrix)
+        ]
+
+    def _can_be_int8(self, source: str, matrix: Array) -> bool:
+        outputs, inputs = matrix.shape
+        if outputs < MIN_INT8_OUTPUTS:
+            return False
+        return inputs >= MIN_INT8_OUTPUTS if self._by_row else source in self._bounded
 
 
-def _products_by_bound(
-    g: GraphBuilder,
-    terms: Sequence[Term],
-    bias: Array,
-    values: Mapping[str, str],
-    cuts: Sequence[int],
-) -> list[str]:
-    """The sum of products of bounded sources, and the bias: an int8 product for each size."""
-    matrix = np.concatenate([term.matrix for term in terms if term.matrix is not None], axis=1)
-    return int8_products(g, [values[term.source] for term in terms], matrix, bias, cuts)
+def _weight(g: GraphBuilder, stored: Collection[str], term: Term) -> str:
+    """The matrix (n_in, n_out) of a product in float, stored in int8 if its source is named."""
+    matrix = np.zeros((0, 0)) if term.matrix is None else term.matrix
+    if term.source in stored:
+        return int8_weight(g, matrix)
+    return g.constant(matrix.T.astype(np.float32), "weight")
+
+
+def int8_weight(g: GraphBuilder, matrix: Array, *, stacked: bool = False) -> str:
+    """A matrix (n_out, n_in) as float32 (n_in, n_out) that is int8 in the file.
+
+    ONNX Runtime makes it float once, when it loads the model, and the products are those of float.
+    A DequantizeLinear would not be folded (1.32, unless `session.disable_quant_qdq` says so): at
+    the top of a graph it becomes a MatMulNBits, whose bits are others than in a Scan, and beside a
+    Scan it is run at every call (2.5 times the time of 20 steps of 512 x 2048 at batch 1).
+
+    Args:
+        stacked: as (1, n_out, n_in), which the operators of cells take.
+    """
+    levels, scale = quantize_columns(matrix)
+    signed = (levels.astype(np.int16) - ZERO_POINT).astype(np.int8)  # (n_in, n_out)
+    if stacked:
+        signed, scale = signed.T[None], scale[None, :, None]
+    whole = g.prepare("Cast", g.constant(signed, "weight_i8"), to=TensorProto.FLOAT)
+    return g.prepare("Mul", whole, g.constant(scale, "weight_scale"))
 
 
 def _products_by_row(
@@ -178,49 +265,31 @@ def _cut(terms: Sequence[Term], start: int, stop: int) -> list[Term]:
     ]
 
 
-def _add(
-    g: GraphBuilder,
-    total: str,
-    terms: Sequence[Term],
-    values: Mapping[str, str],
-    width: Mapping[str, int],
-) -> str:
-    """Add terms in float. A product is added by the Gemm that computes it."""
-    for term in terms:
-        if term.matrix is None:
-            picked = g.term(term, values[term.source], width[term.source])
-            total = g.one("Sub" if term.sign < 0 else "Add", total, picked)
-        else:
-            weight = g.constant(term.matrix.T.astype(np.float32), "weight")
-            total = g.one("Gemm", values[term.source], weight, total)
-    return total
-
-
 def int8_product_by_row(g: GraphBuilder, value: str, matrix: Array) -> str:
     """Values (.., n_in) without a bound, times a matrix (n_out, n_in), by each row's own peak."""
     peak = g.shared("ReduceMax", g.shared("Abs", value), g.ints(-1), keepdims=1)
     peak = g.shared("Max", peak, g.constant(LEAST_PEAK, "least"))
     nothing = np.zeros(len(matrix))
-    (product,) = int8_products(g, [g.shared("Div", value, peak)], matrix, nothing, [len(matrix)])
+    (product,) = int8_products(g, g.shared("Div", value, peak), matrix, nothing, [len(matrix)])
     return g.one("Mul", product, peak)
 
 
 def int8_products(
     g: GraphBuilder,
-    sources: list[str],
+    value: str,
     matrix: Array,
     bias: Array,
     cuts: Sequence[int],
     peak: float = 1.0,
 ) -> list[str]:
-    """Values in [-peak, peak], joined on the last axis, times a matrix, plus a bias.
+    """A value (.., n_in) in [-peak, peak] times a matrix, plus a bias.
 
     Args:
         matrix: (n_out, n_in) float64.
         bias: (n_out,).
         cuts: of the results, n_out together.
     """
-    quantized = _quantize(g, sources, peak)
+    quantized = _quantize(g, value, peak)
     in_scale = g.constant(np.array(peak * H_SCALE, np.float32), "h_scale")
     zero_point = g.constant(np.array(ZERO_POINT, np.uint8), "zero_point")
     levels, scales = quantize_pairs(matrix)
@@ -243,11 +312,10 @@ def int8_products(
     return results
 
 
-def _quantize(g: GraphBuilder, names: list[str], peak: float) -> str:
-    whole = names[0] if len(names) == 1 else g.shared("Concat", *names, axis=1)
+def _quantize(g: GraphBuilder, value: str, peak: float) -> str:
     return g.shared(
         "QuantizeLinear",
-        whole,
+        value,
         g.constant(np.array(peak * H_SCALE, np.float32), "h_scale"),
         g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
     )

@@ -5,6 +5,7 @@ float32 if it says nothing else.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,13 +21,25 @@ from service.manifest import Ports
 Array = np.ndarray
 
 
+@dataclass(frozen=True)
+class Block:
+    """What a cell takes of one source: a matrix (n_out, n_in) float64."""
+
+    source: str
+    layer: str
+    matrix: Array
+
+
 class Products:
     """How affine maps are computed: in float32, the gates of a cell in one product."""
 
     apart = False  # whether each gate of a cell is a product of its own
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
-        """The affine map of flat values (B, n); `layer` names it (see `precision`)."""
+        """The affine map of flat values (.., n).
+
+        `layer` names the products in it (see `precision`), a cell's with its own h aside.
+        """
         return g.affine(affine, values)
 
     def pieces(
@@ -40,6 +53,11 @@ class Products:
         """The affine map as pieces of these sizes."""
         return split_columns(g, self.affine(g, affine, values, layer), sizes)
 
+    def cell_matrix(self, g: GraphBuilder, blocks: Sequence[Block], hint: str) -> str:
+        """The blocks side by side, (1, n_out, all n_in), for an operator of the whole cell."""
+        joined = np.concatenate([block.matrix for block in blocks], axis=1)
+        return g.constant(joined[None].astype(np.float32), hint)
+
 
 def split_columns(g: GraphBuilder, value: str, sizes: Sequence[int]) -> Sequence[str]:
     if len(sizes) == 1:
@@ -47,11 +65,21 @@ def split_columns(g: GraphBuilder, value: str, sizes: Sequence[int]) -> Sequence
     return g.node("Split", [value, g.ints(*sizes)], outputs=len(sizes), axis=1)
 
 
+def input_layer(cell: Cell) -> str:
+    """The layer of what a cell takes of other sources than its own h."""
+    return f"{cell.name}.input"
+
+
+def recurrent_layer(cell: Cell) -> str:
+    """The layer of what a cell takes of its own h."""
+    return f"{cell.name}.recurrent"
+
+
 def named_affines(network: Network) -> Iterator[tuple[str, Affine]]:
-    """Every affine map that a step computes, by its layer's name."""
+    """Every affine map that a step computes, with the layer that `Products` is told."""
     for node in network.nodes:
         if isinstance(node, Cell):
-            yield from ((f"{node.name}.{part}", affine) for part, affine in node.parts.items())
+            yield from ((input_layer(node), affine) for affine in node.parts.values())
         elif node.fn != "embedding":
             yield from ((f"{node.name}.{k}", arg) for k, arg in enumerate(node.args))
     yield from ((f"state {port}", affine) for port, affine in network.free.items())
@@ -137,7 +165,7 @@ class _Operators(Arithmetic[str]):
 
     def affine(self, cell: Cell, part: str, own: Mapping[str, str]) -> str:
         values = {**self._values, **own}
-        return self._products.affine(self._g, cell.parts[part], values, f"{cell.name}.{part}")
+        return self._products.affine(self._g, cell.parts[part], values, input_layer(cell))
 
     def split(self, value: str, sizes: Sequence[int]) -> Sequence[str]:
         return split_columns(self._g, value, sizes)
@@ -152,8 +180,9 @@ class _Operators(Arithmetic[str]):
         runs = [(a, 1) for a in activations] if self._products.apart else runs_of(activations)
         sizes = [count * cell.hidden_size for _, count in runs]
         values = {**self._values, **own}
-        layer = f"{cell.name}.{part}"
-        pieces = self._products.pieces(self._g, cell.parts[part], values, layer, sizes)
+        pieces = self._products.pieces(
+            self._g, cell.parts[part], values, input_layer(cell), sizes
+        )
         return self.activate_runs(runs, pieces, cell)
 
     def apply(self, function: str, *arguments: str, constants: Sequence[float] = ()) -> str:
