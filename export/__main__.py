@@ -116,6 +116,8 @@ def _export(arguments: argparse.Namespace, progress: Progress) -> Exported:
         target=None if arguments.target is None else read_target(arguments.target),
         worsening=arguments.worsening,
         timing_s=arguments.timing,
+        max_drift=arguments.max_drift,
+        min_speedup=arguments.min_speedup,
         progress=progress,
     )
 
@@ -195,6 +197,20 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="VARIANT=ATOL",
         help="allow this much absolute error, in the model's units; may be repeated",
+    )
+    add(
+        "--max-drift",
+        type=_positive,
+        metavar="X",
+        help="allow the int8 variants this much absolute error, in the model's units, instead of "
+        "what follows from the example; layers of onnx-int8-rowwise go to float until it holds",
+    )
+    add(
+        "--min-speedup",
+        type=_positive,
+        metavar="R",
+        help="onnx-int8-rowwise has to take at most 1/R of onnx-fp32's time for a step here, at "
+        "batch 1 and 64; the bytes then depend on what was timed",
     )
     add(
         "--steps",
@@ -298,6 +314,16 @@ def _seconds(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"`{text}`, expected seconds, 0 or more")
+    return value
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"`{text}`, expected a number greater than 0")
     return value
 
 

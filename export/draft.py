@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from export.cases import Cases
 from export.errors import SourceError
+from export.ladder import Ladder
 from export.lowered import Lowered
 from export.model_input import model_input
 from export.onnx_in.source import OnnxSource
@@ -102,6 +103,15 @@ def roads_of(lowered: Lowered, module: str, left_out: Mapping[VariantName, str])
     """The road of every layer, and the variants that were not written."""
     gone = [Lowering(layer=v, road="not written", why=why) for v, why in left_out.items()]
     return lowered.roads(module) + gone
+
+
+def precisions_of(ladder: Ladder) -> list[Lowering]:
+    """The layers that the ladder did not leave in int8, and why."""
+    layers = ladder.rungs[-1].layers
+    return [
+        Lowering(layer=layer, road=str(layers[layer]), why=why)
+        for layer, why in ladder.reasons.items()
+    ]
 
 
 def write_initial(folder: Path, reference: Reference, ports: Ports) -> File | None:

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from export.draft import (
     check_pipeline,
     draft_manifest,
     ports_of,
+    precisions_of,
     roads_of,
     seal,
     with_ranges,
@@ -25,18 +27,21 @@ from export.errors import ParityError, SourceError
 from export.finding import find_reference
 from export.gate_errors import STEPS, GateError, measure_gates
 from export.isolation import TRIALS, Isolation, measure_isolation
+from export.ladder import Ladder, climb
 from export.lowered import Lowered
 from export.lowering import LoweredNetwork, lower_reference
-from export.measured import Measured
+from export.measured import Measured, faults_of
 from export.model_input import model_input
 from export.onnx_in.source import OnnxSource
 from export.parity import Gate
 from export.placing import place, staging
+from export.precision import ALL_ROWWISE, Plan
 from export.reporting.evidence import Evidence
 from export.reporting.report import write_report
 from export.source import Source
 from export.target import checked_target
 from export.timing import time_steps
+from export.trials import PROBE_STEPS, ROWWISE, Proof, VariantTrials
 from export.variants import write_variants
 from service.artifact import Artifact
 from service.manifest import MANIFEST, Manifest, Variant, VariantName
@@ -55,6 +60,10 @@ FLOAT_VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "torchscript-fp32", "tor
 # Stock dynamic quantization takes one activation scale for the whole batch. On some models and
 # examples the trials do not catch it; it is no less there.
 ONE_SCALE: tuple[VariantName, ...] = ("onnx-int8", "torchscript-int8")
+WAY_OUT = (
+    "not written. Leave the variant out (--variants), or allow it more if your task does "
+    "(--tolerance VARIANT=ATOL, --worsening PERCENT)"
+)
 
 Progress = Callable[[str], None]  # told what begins
 
@@ -82,6 +91,8 @@ def export(
     worsening: float | None = None,
     isolation_trials: int = TRIALS,
     timing_s: float = 0.0,
+    max_drift: float | None = None,
+    min_speedup: float | None = None,
     progress: Progress = lambda what: None,
 ) -> Exported:
     """Export `source` as artifact `out/name/VERSION/`.
@@ -102,6 +113,11 @@ def export(
         isolation_trials: rows that are put into every kind of company, for each variant.
         timing_s: what the timing of a step may take, about; 0: no times in the report, whose bytes
             are then the same whenever it is written.
+        max_drift: atol of the int8 variants that `tolerances` does not name, in place of the gate's
+            own; what exceeds it is left out.
+        min_speedup: how many times faster than onnx-fp32 a step of onnx-int8-rowwise has to be, at
+            batch 1 and at batch 64, on this machine; None: nothing is timed, and the same input
+            gives the same bytes.
         progress: told, in a few words, what begins.
     Raises:
         ExportError: some part failed; nothing was written. A float variant that drifts, or one
@@ -138,22 +154,38 @@ def export(
         rejected: list[Measured] = []
         isolation: dict[str, Isolation] = {}
         proven: dict[VariantName, Variant] = {}
+        refused: list[str] = []
+        ladder: Ladder | None = None
         for variant in files:
             progress(f"proving {variant}")
-            atol = (tolerances or {}).get(variant)
-            entry, found, company = _prove(folder, draft, variant, gate, x, atol, isolation_trials)
-            isolation[variant] = company
-            if variant not in must_pass and not all(m.passed for m in found):
-                left_out[variant] = _drift(found)
-                rejected += found
+            atol = (tolerances or {}).get(variant, max_drift if "int8" in variant else None)
+            prove = partial(_prove, folder, gate=gate, x=x, atol=atol, trials=isolation_trials)
+            if variant == ROWWISE:
+                short = partial(Cases, reference, x, ports, source.pipeline, PROBE_STEPS)
+                trials = VariantTrials(lowered, folder, draft, prove, short, atol)
+                ladder = climb(trials, min_speedup, progress)
+                proof, why = trials.proof, ladder.why_not
+            else:
+                proof = prove(draft, variant)
+                why = faults_of(proof.measured)
+            isolation[variant] = proof.isolation
+            entry = proof.entry
+            if why and variant in must_pass:
+                refused.append(why)
+            elif why:
+                left_out[variant] = why
+                rejected += proof.measured
                 (folder / entry.file).unlink()
                 if entry.step:
                     (folder / entry.step.file).unlink()
                 continue
             proven[variant] = entry
-            measured += found
-        _refuse_failed(measured)
+            measured += proof.measured
+        if refused:
+            raise ParityError(f"{'; '.join(refused)}; {WAY_OUT}")
         lowering = roads_of(lowered, reference.name, left_out)
+        if ladder and ladder.taken:
+            lowering += precisions_of(ladder)
         manifest = seal(draft, proven, lowering, _default(default_variant, proven))
         (folder / MANIFEST).write_text(manifest.to_json())
         progress("measuring for the report")
@@ -161,8 +193,10 @@ def export(
         if timing_s:
             raw = Artifact(folder, draft)
             timing = time_steps(Artifact(folder, manifest), raw, reference, timing_s)
-        gates = _gates(lowered, cases)
-        write_report(folder, Evidence(manifest, measured, rejected, isolation, gates, timing))
+        rungs = ladder.rungs if ladder else ()
+        gates = _gates(lowered, cases, ladder)
+        evidence = Evidence(manifest, measured, rejected, isolation, gates, timing, rungs)
+        write_report(folder, evidence)
         path = place(folder, out / name / manifest.version)
     return Exported(Artifact.load(path), measured)
 
@@ -175,22 +209,24 @@ def _default(asked: VariantName | None, proven: Collection[VariantName]) -> Vari
     return asked
 
 
-def _gates(lowered: Lowered, cases: Cases) -> list[GateError]:
+def _gates(lowered: Lowered, cases: Cases, ladder: Ladder | None) -> list[GateError]:
     """Of the cells that were recognised; the general road has none."""
     if not isinstance(lowered, LoweredNetwork):
         return []
-    return measure_gates(lowered.network, *cases.pieces(STEPS))
+    plan = Plan(ladder.taken.layers) if ladder and ladder.taken else ALL_ROWWISE
+    return measure_gates(lowered.network, *cases.pieces(STEPS), plan)
 
 
 def _prove(
     folder: Path,
     draft: Manifest,
     name: VariantName,
+    *,
     gate: Gate,
     x: Array,
     atol: float | None,
     trials: int,
-) -> tuple[Variant, list[Measured], Isolation]:
+) -> Proof:
     artifact = Artifact(folder, draft)
     isolation = measure_isolation(Runtime(artifact, name), x, artifact.initial, trials)
     isolated = isolation.isolated and name not in ONE_SCALE
@@ -199,25 +235,4 @@ def _prove(
     runtime = Runtime(Artifact(folder, draft.model_copy(update={"variants": variants})), name)
     measured = gate.measure(runtime, atol)
     entry = entry.model_copy(update={"parity": [m.summary() for m in measured]})
-    return entry, measured, isolation
-
-
-def _refuse_failed(measured: Sequence[Measured]) -> None:
-    if drift := _drift(measured):
-        raise ParityError(
-            f"{drift}; not written. Leave the variant out (--variants), or allow it more if your "
-            "task does (--tolerance VARIANT=ATOL, --worsening PERCENT)"
-        )
-
-
-def _drift(measured: Sequence[Measured]) -> str:
-    """The first fault of each variant, and on what other cases it failed; empty if none did."""
-    failed: dict[str, list[Measured]] = {}
-    for m in measured:
-        if not m.passed:
-            failed.setdefault(m.variant, []).append(m)
-    said = []
-    for first, *more in failed.values():
-        also = ", ".join(f"`{m.case.name}`" for m in more)
-        said.append(first.faults[0] + (f", and fails on {also}" if also else ""))
-    return "; ".join(said)
+    return Proof(entry, measured, isolation)

@@ -21,7 +21,7 @@ from export.algebra.network import Float64, Network
 from export.errors import NothingQuantizedError
 from export.graphs.graph_builder import GraphBuilder
 from export.graphs.rowwise import rowwise_products
-from export.graphs.step_graph import Products
+from export.graphs.step_graph import Products, input_layer
 from export.graphs.stock import write_stock_int8
 from export.precision import ALL_ROWWISE, Plan
 from service.layout import State
@@ -121,7 +121,7 @@ class _Recorder(Float64):
     def affine(self, cell: Cell, part: str, own: Mapping[str, Array]) -> Array:
         if self._product is None:
             return super().affine(cell, part, own)
-        return self._product(cell.parts[part], {**self._values, **own}, f"{cell.name}.{part}")
+        return self._product(cell.parts[part], {**self._values, **own}, input_layer(cell))
 
     def gates(
         self, cell: Cell, part: str, own: Mapping[str, Array], activations: Sequence[Activation]

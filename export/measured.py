@@ -1,5 +1,6 @@
 """What the gate found of one variant in one case."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,3 +151,16 @@ def measure(
         divergence,
         tuple(compare(*pair, worsening) for pair in zip(*scores, strict=True)),
     )
+
+
+def faults_of(measured: Sequence[Measured]) -> str:
+    """The first fault of each variant, and on what other cases it failed; empty if none did."""
+    failed: dict[str, list[Measured]] = {}
+    for m in measured:
+        if not m.passed:
+            failed.setdefault(m.variant, []).append(m)
+    said = []
+    for first, *more in failed.values():
+        also = ", ".join(f"`{m.case.name}`" for m in more)
+        said.append(first.faults[0] + (f", and fails on {also}" if also else ""))
+    return "; ".join(said)

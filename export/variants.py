@@ -37,9 +37,9 @@ def write_variants(
     for variant in variants:
         try:
             if variant == "onnx-fp32":
-                written[variant] = _save(folder, variant, float_graphs)
+                written[variant] = save_graphs(folder, variant, float_graphs)
             elif variant == "onnx-int8-rowwise":
-                written[variant] = _save(folder, variant, lowered.rowwise_graphs(ports, plan))
+                written[variant] = save_graphs(folder, variant, lowered.rowwise_graphs(ports, plan))
             elif variant == "onnx-int8":
                 target = folder / f"{variant}.onnx"
                 write_stock_int8(lowered.stock_graph(ports), target)
@@ -64,7 +64,8 @@ def write_variants(
     return written, left_out
 
 
-def _save(folder: Path, variant: VariantName, graphs: Graphs) -> tuple[File, File]:
+def save_graphs(folder: Path, variant: VariantName, graphs: Graphs) -> tuple[File, File]:
+    """The chunk graph and the step graph of a variant."""
     chunk, step = folder / f"{variant}.onnx", folder / f"{variant}.step.onnx"
     onnx.save(graphs[0], chunk)
     onnx.save(graphs[1], step)

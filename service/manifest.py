@@ -21,6 +21,7 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"  # what BentoML's tags 
 
 Dim = int | str  # a size, or "B" / "T" where it is free
 Dtype = Literal["float32", "int64"]
+Precision = Literal["rowwise", "weights", "float"]
 VariantName = Literal[
     "onnx-fp32",
     "onnx-int8",
@@ -124,6 +125,7 @@ class Variant(File):
     isolated: bool  # a row's result does not depend on the rows beside it, nor on chunking
     step: File | None = None
     parity: list[Parity]
+    precision: dict[str, Precision] | None = None  # of each layer that can be int8, as was chosen
 
 
 class Lowering(_Part):

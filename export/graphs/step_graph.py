@@ -180,9 +180,7 @@ class _Operators(Arithmetic[str]):
         runs = [(a, 1) for a in activations] if self._products.apart else runs_of(activations)
         sizes = [count * cell.hidden_size for _, count in runs]
         values = {**self._values, **own}
-        pieces = self._products.pieces(
-            self._g, cell.parts[part], values, input_layer(cell), sizes
-        )
+        pieces = self._products.pieces(self._g, cell.parts[part], values, input_layer(cell), sizes)
         return self.activate_runs(runs, pieces, cell)
 
     def apply(self, function: str, *arguments: str, constants: Sequence[float] = ()) -> str:

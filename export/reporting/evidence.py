@@ -34,6 +34,10 @@ class Rung(Protocol):
         """Taken, or why not."""
         ...
 
+    def as_json(self) -> dict[str, object]:
+        """As it stands in parity.json."""
+        ...
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -22,6 +22,8 @@ def as_record(evidence: Evidence) -> dict[str, object]:
         },
         "gates": [asdict(gate) for gate in evidence.gates],
     }
+    if evidence.ladder:
+        record["ladder"] = [rung.as_json() for rung in evidence.ladder]
     if evidence.timing:
         record["timing"] = asdict(evidence.timing)
     return record

@@ -19,7 +19,6 @@ from export import exporter, tolerances
 from export.__main__ import main
 from export.errors import CallError, CausalityError, LoweringError, ParityError, SourceError
 from export.exporter import ALL_VARIANTS, Exported
-from export.graphs import rowwise
 from export.graphs.graph_builder import all_nodes
 from export.graphs.stock import QUANTIZED_OPS
 from export.isolation import Isolation
@@ -31,7 +30,7 @@ from models.zoo import sine_cell
 from service.artifact import Artifact, find_artifacts
 from service.errors import ArtifactError, ShapeError
 from service.layout import State
-from service.manifest import Tolerance
+from service.manifest import Tolerance, VariantName
 from service.model import Model
 from service.pipeline import Pipeline, Scaling
 from service.runtime import Runtime
@@ -328,28 +327,25 @@ DRIFT = r"onnx-int8-rowwise drifts to \d\.\de[-+]\d+ at step \d+ of 300 .*teache
 
 
 def test_a_variant_that_was_asked_for_and_drifts_is_refused_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    """A wrong scale of h breaks rowwise int8: the message says which, where, by how much."""
-    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
+    """int8 held to what float rounds to: the message says which, where, by how much."""
+    wanted: list[VariantName] = ["onnx-fp32", "onnx-int8-rowwise"]
     with pytest.raises(ParityError, match=f"{DRIFT}.*not written"):
-        short.export(
-            source(), "small", tmp_path / "out", variants=("onnx-fp32", "onnx-int8-rowwise")
-        )
+        short.export(source(), "small", tmp_path / "out", variants=wanted, max_drift=1e-6)
     assert not list((tmp_path / "out").rglob("*"))
 
 
-def test_an_int8_variant_that_drifts_is_left_out_unless_it_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_int8_variant_that_drifts_is_left_out_unless_it_was_asked_for(tmp_path: Path) -> None:
     """The others are written; the manifest says what drifted, and no file of it remains."""
-    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
-    artifact = short.export(source(), "small", tmp_path / "out").artifact
-    assert {*ALL_VARIANTS} - {*artifact.manifest.variants} == {"onnx-int8-rowwise"}
-    (gone,) = [e for e in artifact.manifest.lowering if e.road == "not written"]
-    assert gone.layer == "onnx-int8-rowwise"
-    assert re.match(DRIFT, gone.why)
-    assert not list(artifact.path.glob("onnx-int8-rowwise*"))
+    artifact = short.export(source(), "small", tmp_path / "out", max_drift=1e-6).artifact
+    int8 = {name for name in ALL_VARIANTS if "int8" in name}
+    assert {*ALL_VARIANTS} - {*artifact.manifest.variants} == int8
+    gone = {e.layer: e.why for e in artifact.manifest.lowering if e.road == "not written"}
+    assert gone.keys() == int8
+    assert re.match(DRIFT, gone["onnx-int8-rowwise"])
+    assert gone["onnx-int8-rowwise"].endswith("no layer can be quantized at this limit")
+    assert not list(artifact.path.glob("*int8*"))
 
 
 def test_a_float_variant_that_drifts_stops_the_export(

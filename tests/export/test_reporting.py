@@ -4,7 +4,7 @@ import html
 import json
 import re
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -70,6 +70,9 @@ class Rung:
     max_error: float
     speedup: float | None
     verdict: str
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
 
 
 def measured(variant: str, name: str, steps: int, size: float, atol: float) -> Measured:

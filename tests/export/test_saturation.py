@@ -60,7 +60,7 @@ def full_range(size: int) -> tuple[Array, Array]:
 def our_graph(size: int) -> onnx.ModelProto:
     """x (B, size) -> y, by the very product of the rowwise variant."""
     g = GraphBuilder()
-    (y,) = int8_products(g, ["x"], extreme_matrix(size), np.zeros(OUTPUTS), [OUTPUTS])
+    (y,) = int8_products(g, "x", extreme_matrix(size), np.zeros(OUTPUTS), [OUTPUTS])
     g.name(y, "y")
     graph = helper.make_graph(
         g.nodes,
