@@ -28,6 +28,7 @@ from export.source import Source
 from models.zoo import sine_cell
 from service.manifest import VariantName
 from service.pipeline import Pipeline
+from tests.export import short
 from tests.export.near_edge import CALL, NearEdge, SteepHead
 
 ROWWISE, WEIGHTS, FLOAT = Precision
@@ -181,7 +182,7 @@ def test_the_same_input_climbs_the_same_rungs(near_edge: Exported, tmp_path: Pat
 
 def test_a_head_that_int8_activations_spoil_keeps_int8_weights(tmp_path: Path) -> None:
     """`weights`: int8 in the file, float in the product, and isolated all the same."""
-    artifact = export(source(SteepHead()), "head", tmp_path, variants=BOTH).artifact
+    artifact = short.export(source(SteepHead()), "head", tmp_path, variants=BOTH).artifact
     variant = artifact.manifest.variants["onnx-int8-rowwise"]
     assert variant.precision == {"lstm_0.recurrent": "rowwise", "y": "weights"}
     assert variant.isolated
@@ -194,7 +195,9 @@ def test_a_head_that_int8_activations_spoil_keeps_int8_weights(tmp_path: Path) -
 
 def test_a_looser_max_drift_keeps_in_int8_what_would_go_to_float(tmp_path: Path) -> None:
     """It replaces the gate's own limit, for int8 alone."""
-    loose = export(source(NearEdge()), "n", tmp_path, notation=CALL, variants=BOTH, max_drift=0.5)
+    loose = short.export(
+        source(NearEdge()), "n", tmp_path, notation=CALL, variants=BOTH, max_drift=0.5
+    )
     variants = loose.artifact.manifest.variants
     assert set((variants["onnx-int8-rowwise"].precision or {}).values()) == {"rowwise"}
     assert {p.tolerance.atol for p in variants["onnx-int8-rowwise"].parity} == {0.5}
@@ -204,7 +207,7 @@ def test_a_looser_max_drift_keeps_in_int8_what_would_go_to_float(tmp_path: Path)
 def test_a_gain_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
     """And what was measured is said."""
     with pytest.raises(ParityError, match=r"takes 1/\d+\.\d\d of .*asked was 1/1000 \(--min-sp"):
-        export(source(sine_cell()), "slow", tmp_path, variants=BOTH, min_speedup=1000.0)
+        short.export(source(sine_cell()), "slow", tmp_path, variants=BOTH, min_speedup=1000.0)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -213,7 +216,7 @@ def test_a_wrong_scale_of_activations_leaves_the_weights(
 ) -> None:
     """What only rounds weights is not touched by what is wrong with h."""
     monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
-    artifact = export(source(sine_cell()), "small", tmp_path, variants=BOTH).artifact
+    artifact = short.export(source(sine_cell()), "small", tmp_path, variants=BOTH).artifact
     variant = artifact.variant("onnx-int8-rowwise")
     assert variant.precision == {"lstm_0.recurrent": "weights"}
     assert variant.isolated
