@@ -215,7 +215,7 @@ def test_a_wrong_scale_of_activations_leaves_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What only rounds weights is not touched by what is wrong with h."""
-    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 20)
+    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 4)
     artifact = short.export(source(sine_cell()), "small", tmp_path, variants=BOTH).artifact
     variant = artifact.variant("onnx-int8-rowwise")
     assert variant.precision == {"lstm_0.recurrent": "weights"}
