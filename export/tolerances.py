@@ -76,7 +76,9 @@ class Tolerances:
         """For `variant`; `override` is an atol given by the user, in the model's units."""
         if override is not None:
             share = INT8_SHARE if "int8" in variant else 0.0
-            return self._allow(Tolerance(atol=override), "asked for with --tolerance", share)
+            return self._allow(
+                Tolerance(atol=override), "asked for with --tolerance or --max-drift", share
+            )
         floating = FLOAT_CLOSED_LOOP if closed_loop else FLOAT
         if "int8" not in variant:
             return self._allow(floating, "rounding of float32")

@@ -32,6 +32,7 @@ from tests.export import short
 from tests.export.near_edge import CALL, NearEdge, SteepHead
 
 ROWWISE, WEIGHTS, FLOAT = Precision
+STEPS = 1_500  # of the gate's cases
 BOTH: tuple[VariantName, ...] = ("onnx-fp32", "onnx-int8-rowwise")
 
 
@@ -145,7 +146,7 @@ def source(module: nn.Module) -> Source:
 @pytest.fixture(scope="module")
 def near_edge(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     out = tmp_path_factory.mktemp("near_edge")
-    return export(source(NearEdge()), "near", out, notation=CALL, variants=BOTH)
+    return export(source(NearEdge()), "near", out, notation=CALL, variants=BOTH, steps=STEPS)
 
 
 def test_a_recurrent_matrix_that_makes_the_loop_diverge_stays_in_float(near_edge: Exported) -> None:
@@ -175,7 +176,8 @@ def test_the_rungs_are_in_parity_json(near_edge: Exported) -> None:
 
 def test_the_same_input_climbs_the_same_rungs(near_edge: Exported, tmp_path: Path) -> None:
     """Byte by byte, the report too."""
-    again = export(source(NearEdge()), "near", tmp_path, notation=CALL, variants=BOTH)
+    given = {"notation": CALL, "variants": BOTH, "steps": STEPS}
+    again = export(source(NearEdge()), "near", tmp_path, **given)  # type: ignore[arg-type]
     for file in near_edge.artifact.path.iterdir():
         assert (again.artifact.path / file.name).read_bytes() == file.read_bytes(), file.name
 

@@ -207,8 +207,8 @@ def test_a_layer_that_the_plan_keeps_in_float_has_no_int8_product() -> None:
     every = products(ALL_ROWWISE)
     below = {"lstm_1.input": Precision.FLOAT}
     own = {"lstm_1.recurrent": Precision.FLOAT}
-    assert every == 2  # of the second cell's, both matrices are one product
-    assert products(Plan(below)) == products(Plan(own)) == 2
-    assert products(Plan({**below, **own})) == 1
+    assert every == 4  # a cell's sigmoid gates, and g; of both its matrices together
+    assert products(Plan(below)) == products(Plan(own)) == 4
+    assert products(Plan({**below, **own})) == 2
     with pytest.raises(NothingQuantizedError, match="stay in float"):
         lowered.rowwise_graphs(ports, Plan(otherwise=Precision.FLOAT))
