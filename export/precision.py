@@ -1,8 +1,8 @@
 """How precisely each layer's products are computed in a quantized variant.
 
 A layer is a named matrix of the lowered model: `lstm_0.recurrent` (what a cell multiplies its own h
-by), `lstm_1.input` (what it takes of the cell below), `y`. What is not named in a plan is as
-`otherwise` says.
+by), `lstm_1.input` (what it takes of the cell below), `y`; on the general road `product_3_32x64`,
+the fourth product, of 32 values and 64 results. What is not named in a plan is as `otherwise` says.
 """
 
 from collections.abc import Mapping

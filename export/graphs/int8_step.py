@@ -29,7 +29,7 @@ Array = np.ndarray
 def write_int8_graphs(
     model: StepModel, bounds: Bounds, ports: Ports, plan: Plan = ALL_ROWWISE
 ) -> Graphs:
-    """The chunk graph and the step graph; each product as `plan` says, by its result's name.
+    """The chunk graph and the step graph; each product as `plan` says.
 
     Raises:
         NothingQuantizedError: no product has a bounded source and outputs enough.
@@ -41,9 +41,10 @@ def write_int8_graphs(
             f"no product of {least} outputs or more has a source that is bounded by its "
             f"mathematics, or one of {least} values"
         )
-    kept = {name: p for name, p in products.items() if plan.of(name) is not Precision.FLOAT}
+    kept = {k: p for k, p in products.items() if plan.of(p.layer) is not Precision.FLOAT}
     if not kept:
-        raise NothingQuantizedError(f"all of {', '.join(products)} stay in float")
+        layers = ", ".join(product.layer for product in products.values())
+        raise NothingQuantizedError(f"all of {layers} stay in float")
     return write_graphs(replace(model, writer=partial(_Int8Writer, kept, plan)), ports)
 
 
@@ -61,7 +62,25 @@ class _Part:
         return self.by_row or bool(self.peak)
 
 
-Products = dict[str, list[_Part]]  # the result's name -> what is multiplied side by side
+@dataclass(frozen=True)
+class Product:
+    """What is multiplied side by side, and added up."""
+
+    layer: str  # its number, in the order of computation, and its weight's shape
+    parts: list[_Part]
+
+    @property
+    def int8_weights(self) -> int:
+        """How many weights can be int8."""
+        return sum(part.rows.size for part in self.parts if part.is_int8)
+
+    def by_row(self) -> "Product":
+        """The same with a scale of each row for what is wide."""
+        least = rowwise.MIN_INT8_OUTPUTS
+        return replace(self, parts=[replace(p, by_row=len(p.rows) >= least) for p in self.parts])
+
+
+Products = dict[str, Product]  # by the name of the result
 
 
 def find_products(model: StepModel, bounds: Bounds) -> Products:
@@ -75,13 +94,12 @@ def find_products(model: StepModel, bounds: Bounds) -> Products:
         weight = model.constants[node.input[1]]
         if weight.ndim != 2 or weight.shape[1] < rowwise.MIN_INT8_OUTPUTS:
             continue
-        every[node.output[0]] = _parts(node.input[0], weight, makers, widths, bounds)
-    if not any(part.is_int8 for parts in every.values() for part in parts):
-        every = {
-            name: [replace(p, by_row=len(p.rows) >= rowwise.MIN_INT8_OUTPUTS) for p in parts]
-            for name, parts in every.items()
-        }
-    return {name: parts for name, parts in every.items() if any(part.is_int8 for part in parts)}
+        layer = f"product_{len(every)}_{weight.shape[0]}x{weight.shape[1]}"
+        parts = _parts(node.input[0], weight, makers, widths, bounds)
+        every[node.output[0]] = Product(layer, parts)
+    if not any(product.int8_weights for product in every.values()):
+        every = {name: product.by_row() for name, product in every.items()}
+    return {name: product for name, product in every.items() if product.int8_weights}
 
 
 def _parts(
@@ -140,15 +158,15 @@ class _Int8Writer(Writer):
         self._plan = plan
 
     def node(self, g: GraphBuilder, node: onnx.NodeProto, names: dict[str, str]) -> None:
-        parts = self._products.get(node.output[0])
-        if parts is None:
+        product = self._products.get(node.output[0])
+        if product is None:
             super().node(g, node, names)
             return
         total = ""
-        stored = self._plan.of(node.output[0]) is Precision.WEIGHTS
-        for part in sorted(parts, key=lambda part: not part.is_int8):
-            product = self._product(g, part, self.value(g, part.value, names), stored)
-            total = g.one("Add", total, product) if total else product
+        stored = self._plan.of(product.layer) is Precision.WEIGHTS
+        for part in sorted(product.parts, key=lambda part: not part.is_int8):
+            term = self._product(g, part, self.value(g, part.value, names), stored)
+            total = g.one("Add", total, term) if total else term
         names[node.output[0]] = total
 
     def _product(self, g: GraphBuilder, part: _Part, value: str, stored: bool) -> str:

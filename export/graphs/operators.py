@@ -72,10 +72,7 @@ class LoweredOperators(Lowered):
     @property
     def layers(self) -> Mapping[str, int]:
         products = find_products(self.model, self._bounds)
-        return {
-            name: sum(part.rows.size for part in parts if part.is_int8)
-            for name, parts in products.items()
-        }
+        return {product.layer: product.int8_weights for product in products.values()}
 
     def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:
         return write_int8_graphs(self.model, self._bounds, ports, plan)

@@ -1,7 +1,7 @@
 """What is quantized is chosen: by drift, and by time where it is asked for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,15 +11,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export.__main__ import main
 from export.draft import ports_of
-from export.errors import ParityError
+from export.errors import NothingQuantizedError, ParityError
 from export.exporter import Exported, export
 from export.finding import find_reference
 from export.graphs import rowwise
 from export.graphs.graph_builder import all_nodes
+from export.graphs.session import start_session
 from export.ladder import MAX_RUNGS, climb, in_words
 from export.lowering import lower_reference
 from export.measured import Measured
@@ -28,8 +29,10 @@ from export.source import Source
 from models.zoo import sine_cell
 from service.manifest import VariantName
 from service.pipeline import Pipeline
+from tests.bits import same_bits
 from tests.export import short
 from tests.export.near_edge import CALL, NearEdge, SteepHead
+from tests.export.operator_cells import Elu, LayerNormLSTM
 
 ROWWISE, WEIGHTS, FLOAT = Precision
 STEPS = 1_500  # of the gate's cases
@@ -255,3 +258,68 @@ def test_each_matrix_of_each_cell_is_a_layer(kind: str, gates: int) -> None:
         plan = Plan({layer: WEIGHTS}, otherwise=FLOAT)
         saved = whole - lowered.rowwise_graphs(ports, plan)[0].ByteSize()
         assert saved > 2 * gates * 16 * 16  # of 4 bytes a weight, 1 is left, and the scales
+
+
+class Read(nn.Module):
+    """Two heads over h, one on top of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 24, 2, batch_first=True)
+        self.first = nn.Linear(24, 16)
+        self.second = nn.Linear(16 + 24, 16)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        out, state = self.lstm(x, state)
+        read = torch.sigmoid(self.first(out))
+        return self.second(torch.cat([read, out], dim=-1)), state
+
+
+def random_plans(layers: Sequence[str], count: int) -> list[Plan]:
+    rng = np.random.default_rng(0)
+    every = [*Precision]
+    return [Plan({k: every[rng.integers(3)] for k in layers}) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: nn.LSTM(3, 24, 2, batch_first=True),
+        lambda: nn.GRU(3, 24, 2, batch_first=True),
+        Read,
+        LayerNormLSTM,
+        Elu,
+    ],
+    ids=["lstm", "gru", "lstm and head", "layer norm", "by row"],
+)
+def test_a_row_is_its_own_whatever_the_plan(module: Callable[[], nn.Module]) -> None:
+    """Alone and step by step, or in a chunk beside hostile rows: the same bits."""
+    torch.manual_seed(0)
+    trained = module().eval().requires_grad_(False)
+    features = 3 if isinstance(trained, nn.RNNBase | Read) else 1
+    x = torch.randn(1, 40, features)
+    reference = find_reference(trained, x)
+    lowered = lower_reference(reference, x)
+    ports = ports_of(reference, x.numpy())
+    rng = np.random.default_rng(1)
+    for plan in [*random_plans([*lowered.layers], 8), Plan(otherwise=WEIGHTS)]:
+        try:
+            chunk, step = (start_session(g) for g in lowered.rowwise_graphs(ports, plan))
+        except NothingQuantizedError:
+            continue
+        outputs = ["y", *(s.output for s in ports.states)]
+        crowd = (1e4 * rng.standard_normal((7, 5, features))).astype(np.float32)
+        crowd[3] = x[0, :5]
+        first = {s.input: rng.uniform(-1, 1, (7, *map(int, s.shape[1:]))) for s in ports.states}
+        first = {name: value.astype(np.float32) for name, value in first.items()}
+        lengths = np.full(7, 5, np.int64)
+        beside = chunk.run(outputs, {"x": crowd, "lengths": lengths, **first})
+        alone = [value[3:4] for value in first.values()]
+        for t in range(5):
+            feed = dict(zip(first, alone, strict=True))
+            y, *alone = step.run(outputs, {"x": x[:, t : t + 1].numpy(), **feed})
+            assert same_bits(y[0, 0] + 0, beside[0][3, t] + 0), (plan, t)
+        for ours, theirs in zip(alone, beside[1:], strict=True):
+            assert same_bits(ours[0] + 0, theirs[3] + 0), plan
