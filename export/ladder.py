@@ -239,8 +239,9 @@ class _Climber:
         return share_of_limit(self._measured(layer, precision))
 
     def _fault(self, layer: str, precision: Precision) -> str:
-        worst = max(self._measured(layer, precision), key=lambda m: share_of_limit([m]))
-        return worst.faults[0]
+        found = self._measured(layer, precision)
+        worst = max(found, key=lambda m: (m.diverges, share_of_limit([m])))
+        return "; ".join(worst.faults)
 
     def _measured(self, layer: str, precision: Precision) -> Sequence[Measured]:
         """With this layer alone quantized."""

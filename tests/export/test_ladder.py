@@ -59,7 +59,9 @@ class Additive:
     def probe(self, plan: Plan) -> Sequence[Measured]:
         share = sum((*self.drifts[k], 0.0)[[*Precision].index(plan.of(k))] for k in self.drifts)
         measured = SimpleNamespace(
+            variant="a variant",
             case=SimpleNamespace(name="a case"),
+            diverges=False,
             excess=np.array([share]),
             judged=1,
             max_error=share,
