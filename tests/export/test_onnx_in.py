@@ -28,6 +28,8 @@ LSTM = (["x", "h0", "c0"], ["y", "hn", "cn"])
 FREE = {"x": {0: "b", 1: "t"}, "h0": {1: "b"}, "c0": {1: "b"}}
 FREE_DYNAMO = {"x": {0: "b", 1: "t"}, "h": {1: "b"}, "c": {1: "b"}}
 
+LEAST_SPREAD = 1.0  # untrained: after a shock their y is far from where it ever was
+
 
 def zeros(*shape: int, dtype: str = "float32") -> Array:
     return np.zeros(shape, dtype)

@@ -54,6 +54,7 @@ PIPELINES = {
 }
 
 
+LEAST_SPREAD = 0.5  # untrained, one step of shock fills their narrow windows
 LEFT_OUT: dict[str, set[str]] = {
     # A layer over a window is one node to ONNX, and the heads are narrow.
     "both-ways": {"onnx-int8-rowwise"},
