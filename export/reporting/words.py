@@ -189,9 +189,16 @@ def caption(found: Sequence[Measured]) -> str:
     ).strip()
 
 
+def long_run(measured: Measured) -> str:
+    """How far what the model does in the long run is from the reference's, if that is judged."""
+    divergence = measured.divergence
+    if divergence is None:
+        return ""
+    return f"long run: {divergence.shift:.1g} of {divergence.allowed:.1g} std"
+
+
 def worsening(metric: Metric) -> str:
-    """Signed, and of what."""
-    return f"{metric.worsening:+.2%}" if metric.worsening else "the same"
+    return "the same" if abs(metric.worsening) < TINY_SHARE else f"{metric.worsening:+.2%}"
 
 
 def join(names: list[str], between: str = "") -> str:
