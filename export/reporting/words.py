@@ -57,7 +57,7 @@ def _facts(evidence: Evidence, variant: str) -> tuple[str, ...]:
         *_speed(evidence, variant),
     ]
     entry = next(v for name, v in evidence.manifest.variants.items() if name == variant)
-    facts.append("isolated" if entry.isolated else "not isolated: served row by row")
+    facts.append("isolated" if entry.isolated else "not isolated: served one session a call")
     return tuple(facts)
 
 
@@ -130,7 +130,9 @@ def distance(found: Found) -> str:
 
 def isolation_sentences(evidence: Evidence) -> list[str]:
     """What company did to each kind of variant, the isolated ones first."""
-    alone = [v for v, isolation in evidence.isolation.items() if isolation.isolated]
+    entries = {str(name): entry for name, entry in evidence.manifest.variants.items()}
+    unmoved = [v for v, isolation in evidence.isolation.items() if isolation.isolated]
+    alone = [v for v in unmoved if v not in entries or entries[v].isolated]
     sentences = []
     if alone:
         trials = sum(found.trials for found in evidence.isolation[alone[0]].found)
@@ -141,12 +143,17 @@ def isolation_sentences(evidence: Evidence) -> list[str]:
     for variant, isolation in evidence.isolation.items():
         if not isolation.isolated:
             sentences.append(_moved(evidence, variant, isolation))
+        elif variant not in alone:
+            sentences.append(
+                f"{variant}: no bit was seen to move, but it takes one scale of its whole batch, "
+                "so the service runs one session a call."
+            )
     return sentences
 
 
 def _moved(evidence: Evidence, variant: str, isolation: Isolation) -> str:
     found = {one.company: one for one in isolation.found}
-    after = "so the service runs it row by row, step by step"
+    after = "so the service runs one session a call, step by step"
     hostile, calm = found.get(HOSTILE), found["calm"]
     if hostile and hostile.y > 10 * calm.y and evidence.manifest.ports.x.dtype == "float32":
         far = "NaN" if hostile.y == float("inf") else f"{hostile.y:.2g}"
