@@ -153,19 +153,21 @@ def isolation_sentences(evidence: Evidence) -> list[str]:
 
 def _moved(evidence: Evidence, variant: str, isolation: Isolation) -> str:
     found = {one.company: one for one in isolation.found}
-    after = "so the service runs one session a call, step by step"
+    after = "; so the service runs one session a call, step by step"
+    after = "" if variant in evidence.left_out else after
     hostile, calm = found.get(HOSTILE), found["calm"]
     if hostile and hostile.y > 10 * calm.y and evidence.manifest.ports.x.dtype == "float32":
         far = "NaN" if hostile.y == float("inf") else f"{hostile.y:.2g}"
         return (
             f"{variant}, run as one batch: a neighbour that sends {HOSTILE} moves other sessions "
-            f"by {far}, calm neighbours by {calm.y:.1g}; {after}."
+            f"by {far}, calm neighbours by {calm.y:.1g}{after}."
         )
     worst = isolation.worst
-    return (
-        f"{variant}, run as one batch: a session moves by {max(worst.y, worst.state):.1g} at most "
-        f"({company_of(evidence, worst.company)}); {after}."
-    )
+    far = f"moves by {max(worst.y, worst.state):.1g} at most"
+    if worst.y == float("inf"):
+        far = "gets NaN, or its batch is refused"
+    company = company_of(evidence, worst.company)
+    return f"{variant}, run as one batch: a session {far} ({company}){after}."
 
 
 ASKED = {  # case -> what it asks, for who has not read the manual
