@@ -28,7 +28,9 @@ DEMO_FILES = frozenset(
     {
         "tests/benchmarks/test_latency.py",
         "tests/e2e/test_readme.py",
+        "tests/export/test_isolation.py",
         "tests/export/test_rowwise.py",
+        "tests/export/test_timing.py",
         "tests/laws/test_laws.py",
     }
 )

@@ -25,7 +25,7 @@ def as_markdown(evidence: Evidence) -> str:
             cells.append(times(time.ratio) if time else "")
         rtol = f" + {worst.tolerance.rtol:g} \\|y\\|" if worst.tolerance.rtol else ""
         cells += [error_of(worst), f"{worst.tolerance.atol:g}{rtol}", worst.case.name]
-        cells += ["yes" if entry.isolated else "no, row by row"]
+        cells += ["yes" if entry.isolated else "no, one session a call"]
         cells += ["pass, default" if variant == manifest.default_variant else "pass"]
         lines.append(_row(cells))
     for gone, why in evidence.left_out.items():

@@ -24,6 +24,7 @@ from export.reporting.words import (
     isolation_sentences,
     join,
     kib,
+    long_run,
     microseconds,
     outcomes,
     share_of_spread,
@@ -54,8 +55,7 @@ class Plot:
     title: str
     svg: Markup
     caption: str
-    columns: Sequence[Cell] = ()  # of a table below it
-    rows: Sequence[Sequence[Cell]] = ()
+    rows: Sequence[Sequence[Cell]] = ()  # of a table below it
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,17 @@ def _drift(evidence: Evidence) -> dict[str, object]:
         found = evidence.of_case(case)
         title = f"{case}: error against step of {join([m.variant for m in found])}"
         svg = Markup(drift_figure(found, title))
-        columns = [
+        rows = [_case_row(m) for m in found]
+        plots.append(Plot(case, svg, caption(found), rows))
+    return {
+        "legend": [Entry(f"{v} (left out)" if v in gone else v, stroke_of(v)) for v in variants],
+        "drift": plots,
+        "case_columns": [
             Cell("variant"),
             Cell("max error", "n", "of std(y)"),
             Cell("allowed", "n"),
             Cell("at step", "n"),
-        ]
-        rows = [_case_row(m) for m in found]
-        if any(m.divergence is not None for m in found):
-            columns.append(Cell("long run", "n", "off, in std"))
-            rows = [[*row, _long_run(m)] for row, m in zip(rows, found, strict=True)]
-        plots.append(Plot(case, svg, caption(found), columns, rows))
-    return {
-        "legend": [Entry(f"{v} (left out)" if v in gone else v, stroke_of(v)) for v in variants],
-        "drift": plots,
+        ],
     }
 
 
@@ -130,18 +127,11 @@ def _case_row(m: Measured) -> list[Cell]:
     relative = f"+ {m.tolerance.rtol:g}\N{MIDDLE DOT}|y|" if m.tolerance.rtol else ""
     sign, kind = ("\N{CHECK MARK}", "good") if m.passed else ("\N{BALLOT X}", "bad")
     return [
-        Cell(f"{sign} {m.variant}", f"name {kind}"),
+        Cell(f"{sign} {m.variant}", f"name {kind}", long_run(m)),
         Cell(error_of(m), "n", share_of_spread(m)),
         Cell(f"{m.tolerance.atol:g}", "n", relative),
         Cell(f"{m.errors[: m.judged].argmax():,}" if m.max_error else "", "n"),
     ]
-
-
-def _long_run(m: Measured) -> Cell:
-    if m.divergence is None:
-        return Cell("")
-    kind = "n bad" if m.divergence.diverges else "n"
-    return Cell(f"{m.divergence.shift:.2g}", kind, f"of {m.divergence.allowed:.2g}")
 
 
 def _metrics(evidence: Evidence) -> dict[str, object]:

@@ -57,7 +57,7 @@ def _facts(evidence: Evidence, variant: str) -> tuple[str, ...]:
         *_speed(evidence, variant),
     ]
     entry = next(v for name, v in evidence.manifest.variants.items() if name == variant)
-    facts.append("isolated" if entry.isolated else "not isolated: served row by row")
+    facts.append("isolated" if entry.isolated else "not isolated: served one session a call")
     return tuple(facts)
 
 
@@ -130,7 +130,9 @@ def distance(found: Found) -> str:
 
 def isolation_sentences(evidence: Evidence) -> list[str]:
     """What company did to each kind of variant, the isolated ones first."""
-    alone = [v for v, isolation in evidence.isolation.items() if isolation.isolated]
+    entries = {str(name): entry for name, entry in evidence.manifest.variants.items()}
+    unmoved = [v for v, isolation in evidence.isolation.items() if isolation.isolated]
+    alone = [v for v in unmoved if v not in entries or entries[v].isolated]
     sentences = []
     if alone:
         trials = sum(found.trials for found in evidence.isolation[alone[0]].found)
@@ -141,24 +143,31 @@ def isolation_sentences(evidence: Evidence) -> list[str]:
     for variant, isolation in evidence.isolation.items():
         if not isolation.isolated:
             sentences.append(_moved(evidence, variant, isolation))
+        elif variant not in alone:
+            sentences.append(
+                f"{variant}: no bit was seen to move, but it takes one scale of its whole batch, "
+                "so the service runs one session a call."
+            )
     return sentences
 
 
 def _moved(evidence: Evidence, variant: str, isolation: Isolation) -> str:
     found = {one.company: one for one in isolation.found}
-    after = "so the service runs it row by row, step by step"
+    after = "; so the service runs one session a call, step by step"
+    after = "" if variant in evidence.left_out else after
     hostile, calm = found.get(HOSTILE), found["calm"]
     if hostile and hostile.y > 10 * calm.y and evidence.manifest.ports.x.dtype == "float32":
         far = "NaN" if hostile.y == float("inf") else f"{hostile.y:.2g}"
         return (
             f"{variant}, run as one batch: a neighbour that sends {HOSTILE} moves other sessions "
-            f"by {far}, calm neighbours by {calm.y:.1g}; {after}."
+            f"by {far}, calm neighbours by {calm.y:.1g}{after}."
         )
     worst = isolation.worst
-    return (
-        f"{variant}, run as one batch: a session moves by {max(worst.y, worst.state):.1g} at most "
-        f"({company_of(evidence, worst.company)}); {after}."
-    )
+    far = f"moves by {max(worst.y, worst.state):.1g} at most"
+    if worst.y == float("inf"):
+        far = "gets NaN, or its batch is refused"
+    company = company_of(evidence, worst.company)
+    return f"{variant}, run as one batch: a session {far} ({company}){after}."
 
 
 ASKED = {  # case -> what it asks, for who has not read the manual
@@ -189,9 +198,16 @@ def caption(found: Sequence[Measured]) -> str:
     ).strip()
 
 
+def long_run(measured: Measured) -> str:
+    """How far what the model does in the long run is from the reference's, if that is judged."""
+    divergence = measured.divergence
+    if divergence is None:
+        return ""
+    return f"long run: {divergence.shift:.1g} of {divergence.allowed:.1g} std"
+
+
 def worsening(metric: Metric) -> str:
-    """Signed, and of what."""
-    return f"{metric.worsening:+.2%}" if metric.worsening else "the same"
+    return "the same" if abs(metric.worsening) < TINY_SHARE else f"{metric.worsening:+.2%}"
 
 
 def join(names: list[str], between: str = "") -> str:

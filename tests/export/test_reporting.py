@@ -298,9 +298,20 @@ def test_sentences_say_how_far_company_moves_a_row(evidence: Evidence) -> None:
     assert first.startswith("onnx-fp32 and onnx-int8-rowwise: the same bits in each of 84 trials")
     assert any(
         "torchscript-int8, run as one batch: a neighbour that sends 1e4 moves other sessions by "
-        "0.4, calm neighbours by 0.004; so the service runs it row by row" in s
+        "0.4, calm neighbours by 0.004; so the service runs one session a call" in s
         for s in others
     )
+    gone = "onnx-int8, run as one batch: a session gets NaN, or its batch is refused"
+    (last,) = [s for s in others if s.startswith(gone)]
+    assert "the service" not in last  # which has no such variant
+
+
+def test_bits_that_did_not_move_make_no_stock_variant_isolated(evidence: Evidence) -> None:
+    """What the manifest says counts; the sentence does not praise the other."""
+    company = {"onnx-fp32": isolation(0.0), "torchscript-int8": isolation(0.0)}
+    first, second = isolation_sentences(replace(evidence, isolation=company))
+    assert first.startswith("onnx-fp32: the same bits")
+    assert second.startswith("torchscript-int8: no bit was seen to move, but it takes one scale")
 
 
 def test_markdown_is_one_table_that_github_takes(evidence: Evidence) -> None:
