@@ -163,7 +163,7 @@ def export(
             if variant == ROWWISE:
                 short = partial(Cases, reference, x, ports, source.pipeline, PROBE_STEPS)
                 trials = VariantTrials(lowered, folder, draft, prove, short, atol)
-                ladder = climb(trials, min_speedup, progress)
+                ladder = climb(trials, min_speedup, lambda what: progress(f"{ROWWISE}: {what}"))
                 proof, why = trials.proof, ladder.why_not
             else:
                 proof = prove(draft, variant)

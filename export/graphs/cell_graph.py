@@ -4,6 +4,9 @@ A plain RNN is written as a GRU node too, one whose z is 0 and whose r is 1 exac
 RNN (1.32) gives a row other bits in a batch than alone, and other bits in a chunk than step by
 step; its LSTM and GRU do not. At hidden 32 both take some 0.6 us a step.
 
+A rowwise variant whose cells are all in float or have int8 weights alone takes this road too: 50
+steps of two layers of 64 at batch 1 took 152 us, in a Scan 1,171 us.
+
 Inside, sequences are (T, B, F), as the operator wants them. A row whose length is 0 keeps its
 state, and y past a row's length is zero.
 """
