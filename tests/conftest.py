@@ -31,6 +31,7 @@ DEMO_FILES = frozenset(
         "tests/export/test_isolation.py",
         "tests/export/test_rowwise.py",
         "tests/export/test_timing.py",
+        "tests/export/test_saturation.py",
         "tests/laws/test_laws.py",
     }
 )

@@ -37,6 +37,7 @@ from export.graphs.graph_builder import (
     finish_states,
     join_pieces,
     port_infos,
+    start_states,
     take_slice,
 )
 from export.graphs.step_graph import Block, Products, input_layer, recurrent_layer
@@ -78,31 +79,28 @@ def _chunk_graph(network: Network, ports: Ports, products: Products) -> onnx.Mod
     if len(ports.x.shape) != 3:
         sequence = g.one("Reshape", "x", g.ints(0, 0, network.x_size))
     x = g.one("Transpose", sequence, perm=[1, 0, 2])
-    flat = _flat_states(g, network, ports)
+    flat = start_states(g, ports, _shapes(network))
     lengths = g.one("Cast", "lengths", to=TensorProto.INT32)
     y, new = _Layers(g, network, products, flat, lengths).write(x)
     _finish_y(g, g.one("Transpose", y, perm=[1, 0, 2]), ports.y)
     started = g.one("Unsqueeze", g.one("Greater", "lengths", g.ints(0)), g.ints(1))  # (B, 1)
     kept = {port: g.one("Where", started, new[port], flat[port]) for port in new}
-    finish_states(g, kept, ports)
+    finish_states(g, kept, ports, _shapes(network))
     return g.model(*port_infos(ports, "T"))
 
 
 def _step_graph(network: Network, ports: Ports, products: Products) -> onnx.ModelProto:
     g = GraphBuilder()
     x = g.one("Reshape", "x", g.ints(1, -1, network.x_size))  # one step: (B, 1, I) as (1, B, I)
-    flat = _flat_states(g, network, ports)
+    flat = start_states(g, ports, _shapes(network))
     y, new = _Layers(g, network, products, flat, "").write(x)
     g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
-    finish_states(g, new, ports)
+    finish_states(g, new, ports, _shapes(network))
     return g.model(*port_infos(ports, 1))
 
 
-def _flat_states(g: GraphBuilder, network: Network, ports: Ports) -> dict[str, str]:
-    return {
-        s.name: g.one("Reshape", s.input, g.ints(-1, network.states[s.name]), hint=f"{s.name}_flat")
-        for s in ports.states
-    }
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    return {port: (size,) for port, size in network.states.items()}
 
 
 @dataclass

@@ -216,9 +216,36 @@ def join_pieces(
     return joined
 
 
-def finish_states(g: GraphBuilder, flat: Mapping[str, str], ports: Ports) -> None:
+def start_states(
+    g: GraphBuilder, ports: Ports, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
+    """Each state in the shape (without the batch) that a step computes with."""
+    return {
+        s.name: s.input
+        if _shape(s) == shapes[s.name]
+        else g.one("Reshape", s.input, g.ints(-1, *shapes[s.name]), hint=f"{s.name}_flat")
+        for s in ports.states
+    }
+
+
+def finish_states(
+    g: GraphBuilder,
+    new: Mapping[str, str],
+    ports: Ports,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Name each new state, of the shape that the step computes with, as its output port."""
+    computed = {name for node in g.nodes for name in node.output}
     for s in ports.states:
-        g.name(g.one("Reshape", flat[s.name], g.ints(-1, *(int(d) for d in s.shape[1:]))), s.output)
+        value = new[s.name]
+        alone = value in computed and list(new.values()).count(value) == 1
+        if _shape(s) != shapes[s.name] or not alone:
+            value = g.one("Reshape", value, g.ints(-1, *_shape(s)))
+        g.name(value, s.output)
+
+
+def _shape(port: Port) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in port.shape[1:])
 
 
 def take_slice(g: GraphBuilder, s: StateSlice, flat: str, size: int) -> str:

@@ -16,6 +16,7 @@ from export.graphs.graph_builder import (
     GraphBuilder,
     finish_states,
     port_infos,
+    start_states,
 )
 from export.lowered import Graphs
 from service.manifest import Ports
@@ -54,9 +55,9 @@ def write_graphs(step: Step, ports: Ports) -> Graphs:
 def _step_graph(step: Step, ports: Ports) -> onnx.ModelProto:
     g = GraphBuilder()
     x = g.one("Reshape", "x", g.ints(-1, *step.x_shape))
-    y, new = step.write(g, x, _reshape_states(g, step, ports))
+    y, new = step.write(g, x, start_states(g, ports, step.state_shapes))
     g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
-    finish_states(g, new, ports)
+    finish_states(g, new, ports, step.state_shapes)
     return g.model(*port_infos(ports, 1))
 
 
@@ -67,7 +68,7 @@ def _chunk_graph(step: Step, ports: Ports) -> onnx.ModelProto:
     steps = g.one("Squeeze", g.one("Shape", "x", start=1, end=2), g.ints(0))
     zero, one = (g.constant(np.array(n, np.int64), "int") for n in (0, 1))
     times = g.one("Range", zero, steps, one)
-    states = _reshape_states(g, step, ports)
+    states = start_states(g, ports, step.state_shapes)
     for rank in sorted({2, *_ranks(step)}):
         node = helper.make_node(
             "Reshape", ["lengths", g.ints(-1, *[1] * (rank - 1))], [_live(rank)]
@@ -85,7 +86,7 @@ def _chunk_graph(step: Step, ports: Ports) -> onnx.ModelProto:
     if _inner(ports.y.shape) != step.y_shape:
         y = _with_time(g, y, _inner(ports.y.shape))
     g.name(y, "y")
-    finish_states(g, dict(zip(states, new, strict=True)), ports)
+    finish_states(g, dict(zip(states, new, strict=True)), ports, step.state_shapes)
     return g.model(*port_infos(ports, "T"))
 
 
@@ -115,13 +116,6 @@ def _scan_body(g: GraphBuilder, step: Step, ports: Ports) -> onnx.GraphProto:
     outputs = [info(f"{port}_out", shape, kinds[port]) for port, shape in shapes.items()]
     outputs.append(info("y_t", step.y_shape, TensorProto.FLOAT))
     return helper.make_graph(nodes, "step", inputs, outputs)
-
-
-def _reshape_states(g: GraphBuilder, step: Step, ports: Ports) -> dict[str, str]:
-    return {
-        s.name: g.one("Reshape", s.input, g.ints(-1, *step.state_shapes[s.name]))
-        for s in ports.states
-    }
 
 
 def _with_time(g: GraphBuilder, value: str, shape: Shape) -> str:

@@ -43,7 +43,8 @@ def test_int8_products_are_exact_integers(name: str, demo_artifacts: dict[str, A
         feed[port.input] = np.repeat(artifact.layout.zeros()[port.name] + 1, 3, axis=0)
     product, quantized = session.run([node.output[0], node.input[0]], feed)
     exact = (quantized.astype(np.int64) - ZERO_POINT) @ weights[node.input[1]].astype(np.int64)
-    wanted = exact * (H_SCALE * weights[node.input[3]].astype(float)) + weights[node.input[6]]
+    scale = weights[node.input[3]].astype(float).ravel()
+    wanted = (exact * H_SCALE + weights[node.input[6]]) * scale
     np.testing.assert_allclose(product, wanted, rtol=1e-5, atol=1e-5)
 
 

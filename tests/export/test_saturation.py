@@ -44,11 +44,11 @@ def extreme_matrix(size: int) -> Array:
 
 
 def exact(size: int, levels: Array, scales: Array) -> Array:
-    """The product of x and (n_in, n_out) levels in integers, scaled once: (8, OUTPUTS) float32."""
+    """The product of x and (n_in, n_out) levels in integers, then scaled: (8, OUTPUTS) float32."""
     scale = np.float32(H_SCALE)
     whole = np.rint(extreme_x(size) / scale).astype(np.int64) @ levels.astype(np.int64)
     assert np.abs(whole).max() < 2**24  # float32 holds it exactly
-    return np.asarray(whole.astype(np.float32) * (scale * scales))
+    return np.asarray(whole.astype(np.float32) * scale * scales)
 
 
 def full_range(size: int) -> tuple[Array, Array]:
@@ -80,7 +80,8 @@ def stock_graph(size: int) -> onnx.ModelProto:
     given = dict(zip((node.input[1], node.input[3]), full_range(size), strict=True))
     for tensor in model.graph.initializer:
         if tensor.name in given:
-            tensor.CopyFrom(numpy_helper.from_array(given[tensor.name], tensor.name))
+            value = given[tensor.name].reshape(tensor.dims)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     return model
 
 
