@@ -214,7 +214,7 @@ def _gates(lowered: Lowered, cases: Cases, ladder: Ladder | None) -> list[GateEr
     if not isinstance(lowered, LoweredNetwork):
         return []
     plan = Plan(ladder.taken.layers) if ladder and ladder.taken else ALL_ROWWISE
-    return measure_gates(lowered.network, *cases.pieces(STEPS), plan)
+    return measure_gates(lowered.network, *cases.pieces(STEPS), plan, lowered.gradients)
 
 
 def _prove(

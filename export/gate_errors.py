@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -49,17 +50,21 @@ class GateError:
 
 
 def measure_gates(
-    network: Network, x: Array, state: State, plan: Plan = ALL_ROWWISE
+    network: Network,
+    x: Array,
+    state: State,
+    plan: Plan = ALL_ROWWISE,
+    gradients: Mapping[str, Array] = MappingProxyType({}),
 ) -> list[GateError]:
     """The error of every gate of every cell.
 
     Args:
         x: (N, T, ...) pieces of real input, in the model's units.
         state: name -> (N, ...), the state before each of them.
-        plan: of the rowwise variant.
+        plan, gradients: of the rowwise variant.
     """
     values, old = _seen(network, x, state)
-    ways: dict[str, Product] = {ROWWISE: _Rowwise(network, plan), STOCK: _stock}
+    ways: dict[str, Product] = {ROWWISE: _Rowwise(network, plan, gradients), STOCK: _stock}
     found = []
     for cell in network.cells:
         exact = _pre_activations(cell, values, old, None)
@@ -139,8 +144,8 @@ class _Recorder(Float64):
 
 
 class _Rowwise:
-    def __init__(self, network: Network, plan: Plan) -> None:
-        self._products, _ = rowwise_products(network, plan)
+    def __init__(self, network: Network, plan: Plan, gradients: Mapping[str, Array]) -> None:
+        self._products, _ = rowwise_products(network, plan, gradients)
 
     def __call__(self, affine: Affine, values: Mapping[str, Array], layer: str) -> Array:
         return _run(_graph(self._products, affine, values, layer), affine, values)

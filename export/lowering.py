@@ -5,7 +5,9 @@ What the affine form cannot say is lowered operator by operator.
 
 from collections.abc import Mapping, Set
 from dataclasses import replace
+from functools import cached_property
 
+import numpy as np
 import onnx
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from export.algebra.cells import LstmCell
 from export.algebra.form import read_form
 from export.algebra.network import Network
 from export.algebra.recognise import lower
+from export.algebra.sensitivity import find_sensitivities
 from export.algebra.trace import trace_step
 from export.errors import DecisionError, LoweringError
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
@@ -26,6 +29,8 @@ from export.onnx_in.step import write_step
 from export.precision import Plan
 from export.reference import Reference
 from service.manifest import Lowering, Ports
+
+Array = np.ndarray
 
 
 def lower_reference(reference: Reference, x: Tensor) -> Lowered:
@@ -44,7 +49,7 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
         network = lower(read_form(trace), trace)
         initial = reference.initial(1)
         wide = frozenset(name for name, value in initial.items() if float(value.abs().max()) > 1)
-        return LoweredNetwork(replace(network, wide=wide))
+        return LoweredNetwork(replace(network, wide=wide), x.numpy())
     except LoweringError as error:
         try:
             return lower_operators(reference, x, why=str(error))
@@ -60,8 +65,17 @@ def lower_reference(reference: Reference, x: Tensor) -> Lowered:
 class LoweredNetwork(Lowered):
     """A network of cells and affine maps: every variant is written from it."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, x: Array) -> None:
+        """Args:
+        x: (N, T, ...) the example.
+        """
         self.network = network
+        self._x = x
+
+    @cached_property
+    def gradients(self) -> dict[str, Array]:
+        """How y moves with each layer, over the example's first half."""
+        return find_sensitivities(self.network, self._x)
 
     @property
     def ids(self) -> int | None:
@@ -105,7 +119,7 @@ class LoweredNetwork(Lowered):
         return int8_layers(self.network)
 
     def rowwise_graphs(self, ports: Ports, plan: Plan) -> Graphs:
-        return write_rowwise_graphs(self.network, ports, plan)
+        return write_rowwise_graphs(self.network, ports, plan, self.gradients)
 
     def torch_module(self, ports: Ports) -> nn.Module:
         return lowered_module(self.network, ports)

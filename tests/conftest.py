@@ -30,8 +30,9 @@ DEMO_FILES = frozenset(
         "tests/e2e/test_readme.py",
         "tests/export/test_isolation.py",
         "tests/export/test_rowwise.py",
-        "tests/export/test_timing.py",
         "tests/export/test_saturation.py",
+        "tests/export/test_timing.py",
+        "tests/laws/test_int8_drift.py",
         "tests/laws/test_laws.py",
     }
 )

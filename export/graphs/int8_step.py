@@ -17,6 +17,7 @@ from export.errors import NothingQuantizedError
 from export.graphs import rowwise
 from export.graphs.bounds import Bounds
 from export.graphs.graph_builder import GraphBuilder
+from export.graphs.int8_weights import quantize
 from export.graphs.scan import Shape, write_graphs
 from export.graphs.step_model import StepModel, Writer
 from export.lowered import Graphs
@@ -177,5 +178,5 @@ class _Int8Writer(Writer):
             return g.one("MatMul", value, rowwise.int8_weight(g, matrix))
         if part.peak:
             nothing, size = np.zeros(len(matrix)), [len(matrix)]
-            return rowwise.int8_products(g, value, matrix, nothing, size, part.peak)[0]
+            return rowwise.int8_products(g, value, quantize(matrix), nothing, size, part.peak)[0]
         return rowwise.int8_product_by_row(g, value, matrix)

@@ -3,7 +3,8 @@
 An LSTM's h lies in (-1, 1), and a GRU's, so its scale is the constant 1/127, whatever is in the
 batch (stock dynamic quantization takes one scale from the greatest value of the whole matrix). So
 does every value that is bounded by its mathematics. Weights are int8 with a scale per output
-column (see `int8_weights`). x and whatever else has no bound stay in float.
+column, and of those of a recurrence a small part that y feels most stays in float (see
+`int8_weights`). x and whatever else has no bound stay in float.
 
 The layout is what was measured to be fastest (ONNX Runtime 1.32, AVX-512 VNNI; see
 `benchmarks.int8`), and no layout changes a bit of the result:
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from onnx import TensorProto
@@ -29,11 +31,12 @@ from export.algebra.cells import Cell
 from export.algebra.form import Root
 from export.algebra.network import Network
 from export.algebra.pointwise import FUNCTIONS
+from export.algebra.sensitivity import Gradients, affine_maps
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.graph_builder import MICROSOFT, GraphBuilder
-from export.graphs.int8_weights import ZERO_POINT, quantize_columns, quantize_pairs
+from export.graphs.int8_weights import ZERO_POINT, Int8Matrix, quantize, quantize_columns
 from export.graphs.step_graph import (
     Block,
     Products,
@@ -55,6 +58,8 @@ ROUNDING = 1e-12
 KEEP_BOUND = ("mul", "relu", "abs", "maximum", "minimum", "where")
 LARGEST_BIAS = 1e30  # in units of a column's scale; beside it float32 shows no product
 APART_FROM = 256  # hidden size; below, more nodes cost more than the cache gains
+NO_GRADIENTS: Gradients = MappingProxyType({})
+FLOAT_PART, JOINED = "float part", "joined"  # sources beside the network's own
 MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anything
 
 
@@ -63,13 +68,21 @@ def int8_layers(network: Network) -> dict[str, int]:
     return rowwise_products(network, ALL_ROWWISE)[1]
 
 
-def write_rowwise_graphs(network: Network, ports: Ports, plan: Plan = ALL_ROWWISE) -> Graphs:
+def write_rowwise_graphs(
+    network: Network,
+    ports: Ports,
+    plan: Plan = ALL_ROWWISE,
+    gradients: Gradients = NO_GRADIENTS,
+) -> Graphs:
     """The chunk graph and the step graph; each layer as `plan` says.
 
+    Args:
+        gradients: of y (see `algebra.sensitivity`): where there are any, a small part of the
+            weights stays in float.
     Raises:
         NothingQuantizedError: no product has outputs enough and a source that is bounded, or wide.
     """
-    products, layers = rowwise_products(network, plan)
+    products, layers = rowwise_products(network, plan, gradients)
     if not layers:
         raise NothingQuantizedError(
             f"no product of {MIN_INT8_OUTPUTS} outputs or more has a source that is bounded by its "
@@ -85,10 +98,12 @@ def write_rowwise_graphs(network: Network, ports: Ports, plan: Plan = ALL_ROWWIS
     return write_step_graphs(network, ports, products)
 
 
-def rowwise_products(network: Network, plan: Plan) -> tuple["RowwiseProducts", dict[str, int]]:
+def rowwise_products(
+    network: Network, plan: Plan, gradients: Gradients = NO_GRADIENTS
+) -> tuple["RowwiseProducts", dict[str, int]]:
     """Bounded sources in int8; where there are none, wide ones by row. And the layers."""
     for by_row in (False, True):
-        products = RowwiseProducts(network, plan, by_row)
+        products = RowwiseProducts(network, plan, by_row, gradients)
         layers = products.layers()
         if layers:
             break
@@ -102,12 +117,21 @@ class RowwiseProducts(Products):
     magnitude of each row.
     """
 
-    def __init__(self, network: Network, plan: Plan = ALL_ROWWISE, by_row: bool = False) -> None:
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan = ALL_ROWWISE,
+        by_row: bool = False,
+        gradients: Gradients = NO_GRADIENTS,
+    ) -> None:
         self._network = network
         self._bounded = bounded_sources(network)
         self._own = {own: recurrent_layer(cell) for cell in network.cells for own in cell.own}
         self._plan = plan
         self._by_row = by_row
+        maps = affine_maps(network)  # which the network holds, and are told by their identity
+        self._gradients = {id(m): gradients[name] for name, m in maps if name in gradients}
+        self._done: dict[bytes, Int8Matrix] = {}
         self.over_time = False  # whether its sources are sequences (T, B, n) and not (B, n)
 
     def layers(self) -> dict[str, int]:
@@ -124,10 +148,13 @@ class RowwiseProducts(Products):
         return hidden_size >= APART_FROM
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
-        width = sizes(affine)
-        parts = [
-            self._rows(g, rows, values, width, layer, [rows.size])[0] for rows in split(affine)
-        ]
+        groups = split(affine)
+        ends = np.cumsum([rows.size for rows in groups])
+        gradients = self._gradients.get(id(affine))
+        parts: list[str] = []
+        for rows, end in zip(groups, ends, strict=True):
+            own = None if gradients is None else gradients[:, end - rows.size : end]
+            parts += self._rows(g, rows, values, sizes(affine), layer, [rows.size], own)
         return parts[0] if len(parts) == 1 else g.one("Concat", *parts, axis=-1)
 
     def pieces(
@@ -141,7 +168,8 @@ class RowwiseProducts(Products):
         groups = split(affine)
         if len(groups) > 1:
             return super().pieces(g, affine, values, layer, cuts)
-        return self._rows(g, groups[0], values, sizes(affine), layer, cuts)
+        gradients = self._gradients.get(id(affine))
+        return self._rows(g, groups[0], values, sizes(affine), layer, cuts, gradients)
 
     def cell_matrix(self, g: GraphBuilder, blocks: Sequence[Block], hint: str) -> str:
         def is_int8(block: Block) -> bool:
@@ -166,6 +194,7 @@ class RowwiseProducts(Products):
         width: Mapping[str, int],
         layer: str,
         cuts: Sequence[int],
+        gradients: Array | None,
     ) -> Sequence[str]:
         def precision(term: Term) -> Precision:
             return self._plan.of(self._own.get(term.source, layer))
@@ -181,13 +210,39 @@ class RowwiseProducts(Products):
             products: Sequence[str] = _products_by_row(g, inside, rows.bias, values, cuts)
         else:
             whole = self._joined(g, [values[term.source] for term in inside])
-            matrix = np.concatenate([t.matrix for t in inside if t.matrix is not None], axis=1)
-            products = int8_products(g, whole, matrix, rows.bias, cuts)
+            weights = self._quantized(inside, gradients)
+            products = int8_products(g, whole, weights, rows.bias, cuts)
+            if weights.rank:
+                part = g.shared("MatMul", whole, g.constant(weights.down, "down"))
+                values = {**values, FLOAT_PART: part}
+                outside.append(Term(FLOAT_PART, weights.up.T.astype(np.float64)))
+                outside, values = self._merged(g, outside, values, stored)
         ends = np.cumsum(cuts)
         return [
             self._add(g, product, _cut(outside, end - size, end), values, width, weight)
             for product, size, end in zip(products, cuts, ends, strict=True)
         ]
+
+    def _quantized(self, terms: Sequence[Term], gradients: Array | None) -> Int8Matrix:
+        """The matrices of terms side by side; both graphs take them from here."""
+        matrix = np.concatenate([term.matrix for term in terms if term.matrix is not None], axis=1)
+        key = matrix.tobytes()
+        if key not in self._done:
+            self._done[key] = quantize(matrix, gradients)
+        return self._done[key]
+
+    def _merged(
+        self, g: GraphBuilder, terms: list[Term], values: Mapping[str, str], apart: Collection[str]
+    ) -> tuple[list[Term], Mapping[str, str]]:
+        """Products in float become one: a narrow Gemm takes as long as one somewhat wider."""
+        free = {t.source: t.matrix for t in terms if t.source not in apart}
+        products = {source: matrix for source, matrix in free.items() if matrix is not None}
+        if len(products) < 2:
+            return terms, values
+        whole = self._joined(g, [values[source] for source in products])
+        matrix = np.concatenate(list(products.values()), axis=1)
+        rest = [t for t in terms if t.source not in products]
+        return [*rest, Term(JOINED, matrix)], {**values, JOINED: whole}
 
     def _joined(self, g: GraphBuilder, sources: Sequence[str]) -> str:
         if len(sources) == 1:
@@ -206,7 +261,7 @@ class RowwiseProducts(Products):
         """Add terms in float. A product is added by the Gemm that computes it."""
         for term in terms:
             if term.matrix is None or self.over_time:  # a Gemm takes no sequences
-                value = g.term(term, values[term.source], width[term.source], weight)
+                value = g.term(term, values[term.source], width.get(term.source, 0), weight)
                 total = g.one("Sub" if term.sign < 0 else "Add", total, value)
             else:
                 total = g.one("Gemm", values[term.source], weight(term), total)
@@ -283,33 +338,31 @@ def int8_product_by_row(g: GraphBuilder, value: str, matrix: Array) -> str:
     """Values (.., n_in) without a bound, times a matrix (n_out, n_in), by each row's own peak."""
     peak = g.shared("ReduceMax", g.shared("Abs", value), g.ints(-1), keepdims=1)
     peak = g.shared("Max", peak, g.constant(LEAST_PEAK, "least"))
-    nothing = np.zeros(len(matrix))
-    (product,) = int8_products(g, g.shared("Div", value, peak), matrix, nothing, [len(matrix)])
+    nothing, weights = np.zeros(len(matrix)), quantize(matrix)
+    (product,) = int8_products(g, g.shared("Div", value, peak), weights, nothing, [len(matrix)])
     return g.one("Mul", product, peak)
 
 
 def int8_products(
     g: GraphBuilder,
     value: str,
-    matrix: Array,
+    weights: Int8Matrix,
     bias: Array,
     cuts: Sequence[int],
     peak: float = 1.0,
 ) -> list[str]:
-    """A value (.., n_in) in [-peak, peak] times a matrix, plus a bias.
+    """A value (.., n_in) in [-peak, peak] times int8 weights, plus a bias.
 
     Args:
-        matrix: (n_out, n_in) float64.
         bias: (n_out,).
         cuts: of the results, n_out together.
     """
     quantized = _quantize(g, value, peak)
     in_scale = g.constant(np.array(peak * H_SCALE, np.float32), "h_scale")
     zero_point = g.constant(np.array(ZERO_POINT, np.uint8), "zero_point")
-    levels, scales = quantize_pairs(matrix)
-    drowned = np.abs(bias) > LARGEST_BIAS * scales
-    levels = np.where(drowned, 0, levels).astype(np.int8)
-    scales = np.where(drowned, 1, scales).astype(np.float32)
+    drowned = np.abs(bias) > LARGEST_BIAS * weights.scales
+    levels = np.where(drowned, 0, weights.levels).astype(np.int8)
+    scales = np.where(drowned, 1, weights.scales).astype(np.float32)
     added = (bias / scales).astype(np.float32)
     results = []
     for stop, size in zip(np.cumsum(cuts), cuts, strict=True):

@@ -10,7 +10,14 @@ import torch
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from export.graphs.int8_weights import WEIGHT_LEVELS, ZERO_POINT, quantize_columns
+from export.graphs.int8_weights import (
+    PAIR_LEVELS,
+    WEIGHT_LEVELS,
+    ZERO_POINT,
+    Int8Matrix,
+    quantize,
+    quantize_columns,
+)
 
 Array = np.ndarray
 TINY = float(np.finfo(np.float32).tiny)
@@ -197,3 +204,56 @@ def by_onnx_runtime(weight: Array, folder: Path, reduce_range: bool) -> tuple[Ar
         np.testing.assert_array_equal(stored["W_quantized"][0], stored["weight_quantized"])
         np.testing.assert_array_equal(stored["W_scale"][0], stored["weight_scale"])
     return stored["weight_quantized"].astype(int), stored["weight_scale"]
+
+
+def whole(weights: Int8Matrix) -> Array:
+    """What the weights are, both parts together: (n_out, n_in)."""
+    exact = weights.levels * weights.scales.astype(np.float64)
+    return np.asarray((exact + weights.down @ weights.up).T)
+
+
+def test_what_counts_is_exact_and_immune_to_rounded_inputs() -> None:
+    """Gradients along 3 directions: g . W v is exact, though v is rounded for the int8 part."""
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((60, 40))
+    gradients = rng.standard_normal((200, 3)) @ rng.standard_normal((3, 60))
+    value = rng.uniform(-1, 1, 40)
+    rounded = np.rint(value * 127) / 127
+
+    def error(weights: Int8Matrix) -> float:
+        product = (rounded @ weights.levels) * weights.scales + value @ weights.down @ weights.up
+        return float(np.abs(gradients @ (product - matrix @ value)).max())
+
+    plain, kept = quantize(matrix), quantize(matrix, gradients)
+    assert (plain.rank, kept.rank) == (0, 8)
+    assert (kept.down.shape, kept.up.shape) == ((40, 8), (8, 60))
+    assert error(kept) < 0.02 * error(plain)
+    assert np.abs(whole(kept) - matrix).max() <= 1.5 * np.abs(whole(plain) - matrix).max()
+
+
+@pytest.mark.parametrize(("inputs", "rank"), [(16, 4), (64, 8), (512, 8), (1024, 16)])
+def test_the_part_in_float_is_small(inputs: int, rank: int) -> None:
+    """Its rank is a quarter of the inputs at most, and grows with them slowly."""
+    rng = np.random.default_rng(0)
+    matrix, gradients = rng.standard_normal((64, inputs)), rng.standard_normal((100, 64))
+    assert quantize(matrix, gradients).rank == rank
+
+
+def test_a_part_in_float_leaves_no_pair_that_saturates() -> None:
+    """What is left after it was taken out keeps the limit of neighbours of one sign."""
+    rng = np.random.default_rng(0)
+    matrix = np.abs(rng.standard_normal((60, 41)))
+    levels = quantize(matrix, rng.standard_normal((100, 60))).levels.astype(int)
+    first, second = levels[0:40:2], levels[1:41:2]
+    assert np.abs(first + second)[first * second > 0].max() <= PAIR_LEVELS
+
+
+def test_directions_that_the_weights_do_not_have_are_not_kept() -> None:
+    """Of a matrix of rank 2 two directions are kept, which is all of it; of zeros none."""
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((100, 60))
+    matrix = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 40))
+    found = quantize(matrix, gradients)
+    assert found.rank == 2
+    np.testing.assert_allclose(whole(found), matrix, atol=1e-5)
+    assert quantize(np.zeros((60, 40)), gradients).rank == 0

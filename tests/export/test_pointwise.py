@@ -170,7 +170,7 @@ class Pointed(nn.Module):
 def lowered(module: nn.Module, x: Tensor, call: str) -> tuple[Reference, LoweredNetwork]:
     reference = find_reference(module.eval(), x, call)
     trace = trace_step(reference, x)
-    return reference, LoweredNetwork(lower(read_form(trace), trace))
+    return reference, LoweredNetwork(lower(read_form(trace), trace), x.numpy())
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graphs.graph_builder import IR_VERSION, MICROSOFT, OPSET, GraphBuilder
-from export.graphs.int8_weights import ZERO_POINT, quantize_columns, quantize_pairs
+from export.graphs.int8_weights import ZERO_POINT, quantize, quantize_columns, quantize_pairs
 from export.graphs.rowwise import H_SCALE, int8_products
 from service.artifact import Artifact
 
@@ -60,7 +60,7 @@ def full_range(size: int) -> tuple[Array, Array]:
 def our_graph(size: int) -> onnx.ModelProto:
     """x (B, size) -> y, by the very product of the rowwise variant."""
     g = GraphBuilder()
-    (y,) = int8_products(g, "x", extreme_matrix(size), np.zeros(OUTPUTS), [OUTPUTS])
+    (y,) = int8_products(g, "x", quantize(extreme_matrix(size)), np.zeros(OUTPUTS), [OUTPUTS])
     g.name(y, "y")
     graph = helper.make_graph(
         g.nodes,
