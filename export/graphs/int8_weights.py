@@ -4,8 +4,9 @@
     level = rint(float32(weight / scale))    half to even, -127..127
 
 Convention
-- Levels are stored as uint8 with zero point 128, 1..255: on x86 without VNNI, kernels of
-  uint8 x int8 add pairs of products in saturating 16 bits, and were measured to be off by 0.1.
+- Levels are int8 with zero point 0. On x86 without VNNI, kernels of uint8 x int8 add pairs of
+  products in saturating 16 bits, and were measured to be off by 0.1: products take the levels of
+  `quantize_pairs`, which cannot saturate.
 - 127 levels on either side; -128 is never used. ONNX Runtime's `quantize_dynamic` does the same and
   stores the same levels and scales; with `reduce_range` it takes 64 (7 bits and the sign). Torch's
   observers divide by 127.5, so that a positive peak is clipped by half a level. Torch multiplies by
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-ZERO_POINT = 128
 WEIGHT_LEVELS = 127
 PAIR_LEVELS = 128  # 255 * 128 = 32640, below 2 ** 15
 RANK = 8  # of the part in float, at least: 2 leaves two to three times the drift
@@ -54,15 +54,15 @@ def quantize_columns(matrix: Array) -> tuple[Array, Array]:
     Args:
         matrix: (n_out, n_in) finite, float64 or float32. Not changed.
     Returns:
-        levels (n_in, n_out) uint8 with zero point 128, and scales (n_out,) float32.
+        levels (n_in, n_out) int8, and scales (n_out,) float32.
     """
     exact = matrix.astype(np.float64)
     scale = np.abs(exact).max(axis=1) / WEIGHT_LEVELS
     lost = scale < np.finfo(np.float32).tiny
     scale = np.where(lost, 1.0, scale).astype(np.float32)
     quotient = (exact / scale[:, None].astype(np.float64)).astype(np.float32)
-    levels = np.where(lost[:, None], 0.0, np.rint(quotient)) + ZERO_POINT
-    return np.ascontiguousarray(levels.T.astype(np.uint8)), scale
+    levels = np.where(lost[:, None], 0.0, np.rint(quotient))
+    return np.ascontiguousarray(levels.T.astype(np.int8)), scale
 
 
 def quantize_pairs(matrix: Array) -> tuple[Array, Array]:

@@ -36,7 +36,7 @@ from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.graph_builder import MICROSOFT, GraphBuilder
-from export.graphs.int8_weights import ZERO_POINT, Int8Matrix, quantize, quantize_columns
+from export.graphs.int8_weights import Int8Matrix, quantize, quantize_columns
 from export.graphs.step_graph import (
     Block,
     Products,
@@ -51,6 +51,7 @@ from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
 Array = np.ndarray
+ZERO_POINT = 128  # of a quantized activation, a uint8
 H_SCALE = 1 / 127  # h in [-1, 1] <-> uint8 1..255
 LEAST_PEAK = np.array(1e-30, np.float32)  # of a row of zeros, which must not be divided by zero
 MAX_MEAN_SOURCES = 8  # 256 corners
@@ -131,7 +132,7 @@ class RowwiseProducts(Products):
         self._by_row = by_row
         maps = affine_maps(network)  # which the network holds, and are told by their identity
         self._gradients = {id(m): gradients[name] for name, m in maps if name in gradients}
-        self._done: dict[bytes, Int8Matrix] = {}
+        self._done: dict[tuple[bytes, bytes], Int8Matrix] = {}
         self.over_time = False  # whether its sources are sequences (T, B, n) and not (B, n)
 
     def layers(self) -> dict[str, int]:
@@ -226,7 +227,7 @@ class RowwiseProducts(Products):
     def _quantized(self, terms: Sequence[Term], gradients: Array | None) -> Int8Matrix:
         """The matrices of terms side by side; both graphs take them from here."""
         matrix = np.concatenate([term.matrix for term in terms if term.matrix is not None], axis=1)
-        key = matrix.tobytes()
+        key = matrix.tobytes(), b"" if gradients is None else gradients.tobytes()
         if key not in self._done:
             self._done[key] = quantize(matrix, gradients)
         return self._done[key]
@@ -300,10 +301,9 @@ def int8_weight(g: GraphBuilder, matrix: Array, *, stacked: bool = False) -> str
         stacked: as (1, n_out, n_in), which the operators of cells take.
     """
     levels, scale = quantize_columns(matrix)
-    signed = (levels.astype(np.int16) - ZERO_POINT).astype(np.int8)  # (n_in, n_out)
     if stacked:
-        signed, scale = signed.T[None], scale[None, :, None]
-    whole = g.prepare("Cast", g.constant(signed, "weight_i8"), to=TensorProto.FLOAT)
+        levels, scale = levels.T[None], scale[None, :, None]
+    whole = g.prepare("Cast", g.constant(levels, "weight_s8"), to=TensorProto.FLOAT)
     return g.prepare("Mul", whole, g.constant(scale, "weight_scale"))
 
 

@@ -13,7 +13,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from export.graphs.int8_weights import (
     PAIR_LEVELS,
     WEIGHT_LEVELS,
-    ZERO_POINT,
     Int8Matrix,
     quantize,
     quantize_columns,
@@ -25,7 +24,7 @@ TINY = float(np.finfo(np.float32).tiny)
 
 def signed(matrix: Array) -> Array:
     """The levels of a matrix (n_out, n_in), in its own shape, around zero."""
-    return quantize_columns(matrix)[0].astype(int).T - ZERO_POINT
+    return quantize_columns(matrix)[0].astype(int).T
 
 
 def test_columns_are_quantized_each_by_its_own_peak() -> None:
@@ -33,7 +32,7 @@ def test_columns_are_quantized_each_by_its_own_peak() -> None:
     matrix = np.array([[1.0, -0.5, 0.0], [0.0, 0.0, 0.0], [0.01, 0.02, -0.0254]])
     levels, scale = quantize_columns(matrix)
     np.testing.assert_allclose(scale, [1 / 127, 1.0, 0.0254 / 127], rtol=1e-6)
-    assert (levels.dtype.name, scale.dtype.name) == ("uint8", "float32")
+    assert (levels.dtype.name, scale.dtype.name) == ("int8", "float32")
     assert signed(matrix).tolist() == [[127, -64, 0], [0, 0, 0], [50, 100, -127]]
 
 
@@ -62,15 +61,15 @@ def test_huge_weights_keep_their_levels() -> None:
 def test_weights_too_small_for_a_normal_scale_are_zero(peak: float) -> None:
     """A denormal scale would have few bits, and none on a CPU that flushes to zero."""
     levels, scale = quantize_columns(np.array([[peak, -peak], [1.0, 0.5]]))
-    assert levels[:, 0].tolist() == [ZERO_POINT, ZERO_POINT]
+    assert levels[:, 0].tolist() == [0, 0]
     assert scale[0] == 1.0
-    assert levels[:, 1].tolist() == [ZERO_POINT + 127, ZERO_POINT + 64]
+    assert levels[:, 1].tolist() == [127, 64]
 
 
 def test_the_least_normal_scale_is_used() -> None:
     """Where the convention begins: at a scale of exactly float32's least normal number."""
     levels, scale = quantize_columns(np.array([[TINY * 127, TINY]]))
-    assert (levels[:, 0].tolist(), scale[0]) == ([255, 129], TINY)
+    assert (levels[:, 0].tolist(), scale[0]) == ([127, 1], TINY)
 
 
 HARD = {
@@ -92,7 +91,7 @@ def test_levels_and_scales_are_those_of_onnx_runtime(name: str, tmp_path: Path) 
     matrix = HARD[name].astype(np.float32)
     levels, scale = quantize_columns(matrix)
     stored, stored_scale = by_onnx_runtime(matrix.T, tmp_path, reduce_range=False)
-    np.testing.assert_array_equal(stored, levels.astype(int) - ZERO_POINT)
+    np.testing.assert_array_equal(stored, levels)
     np.testing.assert_array_equal(stored_scale, scale)
 
 
@@ -111,7 +110,7 @@ def test_levels_are_those_of_torch_but_next_to_a_half(name: str) -> None:
     matrix = HARD[name].astype(np.float32)
     levels, scale = quantize_columns(matrix)
     theirs = by_torch(matrix, scale)
-    ours = levels.T.astype(int) - ZERO_POINT
+    ours = levels.T.astype(int)
     quotient = matrix.astype(np.float64) / scale[:, None]
     from_half = np.abs(quotient - np.floor(quotient) - 0.5)
     moved = theirs != ours

@@ -16,8 +16,7 @@ from export.algebra.trace import trace_step
 from export.draft import ports_of
 from export.errors import NothingQuantizedError
 from export.finding import find_reference
-from export.graphs.int8_weights import ZERO_POINT
-from export.graphs.rowwise import H_SCALE, bounded_sources
+from export.graphs.rowwise import H_SCALE, ZERO_POINT, bounded_sources
 from export.lowering import lower_reference
 from export.precision import ALL_ROWWISE, Plan, Precision
 from models.zoo import sine_cell
