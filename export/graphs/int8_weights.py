@@ -27,6 +27,7 @@ RANK = 8  # of the part in float, at least: 2 leaves two to three times the drif
 RANK_SHARE = 64  # so many inputs for one of rank: at 1,024, rank 8 was not enough
 MOST_OF_INPUTS = 4  # a rank above a quarter of the inputs is no small part any more
 FLOOR = 1e-3  # of the mean squared gradient: what was not seen to count may count that much
+WORTH = 0.55  # of the mean square error, else the part in float is not worth its time
 NOTHING = 1e-12  # of the greatest eigenvalue: a direction that the weights do not have
 
 
@@ -92,6 +93,9 @@ def quantize(matrix: Array, gradients: Array | None = None) -> Int8Matrix:
     gradients, W v v' over the first eigenvectors v of W' G W. It also takes back what rounding the
     rest of W did in these directions.
 
+    Where y feels so many directions that these would take less than `WORTH` of the error away, as
+    where y is h itself and no weight was trained, there is none: it takes 8 % of a step's time.
+
     Low-rank float parts beside quantized weights: Yao et al. 2023 (ZeroQuant-V2), Li et al. 2024
     (SVDQuant), of the weights' own singular vectors. Those leave two to three times as much drift
     here: what counts in a recurrence is what it goes on carrying.
@@ -104,8 +108,8 @@ def quantize(matrix: Array, gradients: Array | None = None) -> Int8Matrix:
     matrix = matrix.astype(np.float64)
     outputs, inputs = matrix.shape
     rank = min(max(RANK, inputs // RANK_SHARE), inputs // MOST_OF_INPUTS)
+    nothing = np.zeros((inputs, 0), np.float32), np.zeros((0, outputs), np.float32)
     if gradients is None or not gradients.any() or rank == 0:
-        nothing = np.zeros((inputs, 0), np.float32), np.zeros((0, outputs), np.float32)
         return Int8Matrix(*quantize_pairs(matrix), *nothing)
     floor = FLOOR * float((gradients**2).sum()) / outputs
 
@@ -114,6 +118,8 @@ def quantize(matrix: Array, gradients: Array | None = None) -> Int8Matrix:
 
     values, vectors = np.linalg.eigh(weighed(matrix, matrix))  # ascending
     rank = min(rank, int((values > NOTHING * values[-1]).sum()))
+    if values[-rank:].sum() < WORTH * values.sum():
+        return Int8Matrix(*quantize_pairs(matrix), *nothing)
     first = vectors[:, : -rank - 1 : -1]  # (n_in, k)
     up = matrix @ first  # (n_out, k)
     levels, scales = quantize_pairs(matrix - up @ first.T)

@@ -235,7 +235,16 @@ def test_the_part_in_float_is_small(inputs: int, rank: int) -> None:
     """Its rank is a quarter of the inputs at most, and grows with them slowly."""
     rng = np.random.default_rng(0)
     matrix, gradients = rng.standard_normal((64, inputs)), rng.standard_normal((100, 64))
-    assert quantize(matrix, gradients).rank == rank
+    assert quantize(matrix, gradients * np.logspace(0, -4, 64)).rank == rank
+
+
+def test_where_every_direction_counts_there_is_no_part_in_float() -> None:
+    """It would cost its time and leave most of the error."""
+    rng = np.random.default_rng(0)
+    matrix, gradients = rng.standard_normal((64, 64)), rng.standard_normal((1000, 64))
+    found, plain = quantize(matrix, gradients), quantize(matrix)
+    assert found.rank == 0
+    np.testing.assert_array_equal(found.levels, plain.levels)
 
 
 def test_a_part_in_float_leaves_no_pair_that_saturates() -> None:
