@@ -49,6 +49,8 @@ CALLS = {
     "Picking": "x, h -> h",
 }
 
+LEAST_SPREAD = 0.5  # untrained: after a shock their y is far from all that it was
+
 
 def example(module: nn.Module, steps: int = 300) -> np.ndarray:
     shape = (1, steps, 1, 4, 4) if isinstance(module, ConvLSTM) else (steps, 1)
