@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests star
 DEMO_FILES = frozenset(
     {
         "tests/benchmarks/test_latency.py",
+        "tests/e2e/test_not_isolated.py",
         "tests/e2e/test_readme.py",
         "tests/export/test_isolation.py",
         "tests/export/test_rowwise.py",
