@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
+from export.algebra.bounded import bounded_sources
 from export.algebra.cells import LstmCell
 from export.algebra.form import read_form
 from export.algebra.network import Network
@@ -20,7 +21,7 @@ from export.algebra.trace import trace_step
 from export.errors import DecisionError, LoweringError
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
 from export.graphs.operators import from_step_model, lower_operators
-from export.graphs.rowwise import bounded_sources, int8_layers, write_rowwise_graphs
+from export.graphs.rowwise import int8_layers, write_rowwise_graphs
 from export.graphs.step_graph import Products, write_step_graphs
 from export.graphs.torch_network import LoweredStep, lowered_module
 from export.lowered import Graphs, Lowered

@@ -3,5 +3,5 @@
 Imports run left to right only:
 
 affine, packing, decompositions <- pointwise, trace <- spellings, cells, terms <- form
-    <- polynomial, network <- activations, sensitivity <- matching <- recognise
+    <- polynomial, network <- activations, bounded, sensitivity <- matching <- recognise
 """

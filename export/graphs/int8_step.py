@@ -1,6 +1,6 @@
 """A step's products in row-isolated int8: no row's scale depends on another row.
 
-The scale of a value that is bounded by its mathematics is a constant (see `rowwise`). Where such a
+The scale of a value that is bounded by its mathematics is a constant (`int8_product`). Where such a
 value and one without a bound stand side by side in one product, as in cat(x, h) @ W, each part is
 multiplied by its own rows of W, and the bounded part's product is int8. Where a step has no bounded
 value at all, those that are wide take a scale of each row: its greatest magnitude.
@@ -14,9 +14,14 @@ import onnx
 from onnx import helper
 
 from export.errors import NothingQuantizedError
-from export.graphs import rowwise
 from export.graphs.bounds import Bounds
 from export.graphs.graph_builder import GraphBuilder
+from export.graphs.int8_product import (
+    MIN_INT8_OUTPUTS,
+    int8_product_by_row,
+    int8_products,
+    int8_weight,
+)
 from export.graphs.int8_weights import quantize
 from export.graphs.scan import Shape, write_graphs
 from export.graphs.step_model import StepModel, Writer
@@ -37,7 +42,7 @@ def write_int8_graphs(
     """
     products = find_products(model, bounds)
     if not products:
-        least = rowwise.MIN_INT8_OUTPUTS
+        least = MIN_INT8_OUTPUTS
         raise NothingQuantizedError(
             f"no product of {least} outputs or more has a source that is bounded by its "
             f"mathematics, or one of {least} values"
@@ -77,7 +82,7 @@ class Product:
 
     def by_row(self) -> "Product":
         """The same with a scale of each row for what is wide."""
-        least = rowwise.MIN_INT8_OUTPUTS
+        least = MIN_INT8_OUTPUTS
         return replace(self, parts=[replace(p, by_row=len(p.rows) >= least) for p in self.parts])
 
 
@@ -93,7 +98,7 @@ def find_products(model: StepModel, bounds: Bounds) -> Products:
         if node.op_type != "MatMul" or node.domain or node.input[1] not in model.constants:
             continue
         weight = model.constants[node.input[1]]
-        if weight.ndim != 2 or weight.shape[1] < rowwise.MIN_INT8_OUTPUTS:
+        if weight.ndim != 2 or weight.shape[1] < MIN_INT8_OUTPUTS:
             continue
         layer = f"product_{len(every)}_{weight.shape[0]}x{weight.shape[1]}"
         parts = _parts(node.input[0], weight, makers, widths, bounds)
@@ -175,8 +180,8 @@ class _Int8Writer(Writer):
             return g.one("MatMul", value, g.constant(np.ascontiguousarray(part.rows), "weight"))
         matrix = part.rows.T.astype(np.float64)
         if stored:
-            return g.one("MatMul", value, rowwise.int8_weight(g, matrix))
+            return g.one("MatMul", value, int8_weight(g, matrix))
         if part.peak:
             nothing, size = np.zeros(len(matrix)), [len(matrix)]
-            return rowwise.int8_products(g, value, quantize(matrix), nothing, size, part.peak)[0]
-        return rowwise.int8_product_by_row(g, value, matrix)
+            return int8_products(g, value, quantize(matrix), nothing, size, part.peak)[0]
+        return int8_product_by_row(g, value, matrix)

@@ -10,13 +10,9 @@ The layout is what was measured to be fastest (ONNX Runtime 1.32, AVX-512 VNNI; 
 `benchmarks.int8`), and no layout changes a bit of the result:
 - gates of one activation are one product, those of a wide cell a product each, which stays in the
   cache until its activation is done;
-- a product in float is added by the Gemm that computes it, and Gemm and activation are one kernel;
-- the scales of the columns have shape (1, 1, n_out): ONNX Runtime then multiplies the result by
-  them. Of shape (n_out,) it would multiply them by the input's scale first, one by one, at every
-  call: 10 us of 100 at hidden 1024, batch 1. The bias is added before, so it is divided by them.
+- a product in float is added by the Gemm that computes it, and Gemm and activation are one kernel.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -24,19 +20,22 @@ from functools import partial
 from types import MappingProxyType
 
 import numpy as np
-from onnx import TensorProto
 
 from export.algebra.affine import Affine
-from export.algebra.cells import Cell
-from export.algebra.form import Root
+from export.algebra.bounded import bounded_sources
 from export.algebra.network import Network
-from export.algebra.pointwise import FUNCTIONS
 from export.algebra.sensitivity import Gradients, affine_maps
 from export.algebra.terms import Rows, Term, sizes, split
 from export.errors import NothingQuantizedError
 from export.graphs.cell_graph import fits_nodes, write_cell_graphs
-from export.graphs.graph_builder import MICROSOFT, GraphBuilder
-from export.graphs.int8_weights import Int8Matrix, quantize, quantize_columns
+from export.graphs.graph_builder import GraphBuilder
+from export.graphs.int8_product import (
+    MIN_INT8_OUTPUTS,
+    int8_product_by_row,
+    int8_products,
+    int8_weight,
+)
+from export.graphs.int8_weights import Int8Matrix, quantize
 from export.graphs.step_graph import (
     Block,
     Products,
@@ -51,17 +50,9 @@ from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
 Array = np.ndarray
-ZERO_POINT = 128  # of a quantized activation, a uint8
-H_SCALE = 1 / 127  # h in [-1, 1] <-> uint8 1..255
-LEAST_PEAK = np.array(1e-30, np.float32)  # of a row of zeros, which must not be divided by zero
-MAX_MEAN_SOURCES = 8  # 256 corners
-ROUNDING = 1e-12
-KEEP_BOUND = ("mul", "relu", "abs", "maximum", "minimum", "where")
-LARGEST_BIAS = 1e30  # in units of a column's scale; beside it float32 shows no product
 APART_FROM = 256  # hidden size; below, more nodes cost more than the cache gains
 NO_GRADIENTS: Gradients = MappingProxyType({})
 FLOAT_PART, JOINED = "float part", "joined"  # sources beside the network's own
-MIN_INT8_OUTPUTS = 16  # a narrower product is too small for int8 to gain anything
 
 
 def int8_layers(network: Network) -> dict[str, int]:
@@ -289,24 +280,6 @@ def _weight(g: GraphBuilder, stored: Collection[str], term: Term) -> str:
     return g.constant(matrix.T.astype(np.float32), "weight")
 
 
-def int8_weight(g: GraphBuilder, matrix: Array, *, stacked: bool = False) -> str:
-    """A matrix (n_out, n_in) as float32 (n_in, n_out) that is int8 in the file.
-
-    ONNX Runtime makes it float once, when it loads the model, and the products are those of float.
-    A DequantizeLinear would not be folded (1.32, unless `session.disable_quant_qdq` says so): at
-    the top of a graph it becomes a MatMulNBits, whose bits are others than in a Scan, and beside a
-    Scan it is run at every call (2.5 times the time of 20 steps of 512 x 2048 at batch 1).
-
-    Args:
-        stacked: as (1, n_out, n_in), which the operators of cells take.
-    """
-    levels, scale = quantize_columns(matrix)
-    if stacked:
-        levels, scale = levels.T[None], scale[None, :, None]
-    whole = g.prepare("Cast", g.constant(levels, "weight_s8"), to=TensorProto.FLOAT)
-    return g.prepare("Mul", whole, g.constant(scale, "weight_scale"))
-
-
 def _products_by_row(
     g: GraphBuilder,
     terms: Sequence[Term],
@@ -332,155 +305,3 @@ def _cut(terms: Sequence[Term], start: int, stop: int) -> list[Term]:
         else replace(t, matrix=t.matrix[start:stop])
         for t in terms
     ]
-
-
-def int8_product_by_row(g: GraphBuilder, value: str, matrix: Array) -> str:
-    """Values (.., n_in) without a bound, times a matrix (n_out, n_in), by each row's own peak."""
-    peak = g.shared("ReduceMax", g.shared("Abs", value), g.ints(-1), keepdims=1)
-    peak = g.shared("Max", peak, g.constant(LEAST_PEAK, "least"))
-    nothing, weights = np.zeros(len(matrix)), quantize(matrix)
-    (product,) = int8_products(g, g.shared("Div", value, peak), weights, nothing, [len(matrix)])
-    return g.one("Mul", product, peak)
-
-
-def int8_products(
-    g: GraphBuilder,
-    value: str,
-    weights: Int8Matrix,
-    bias: Array,
-    cuts: Sequence[int],
-    peak: float = 1.0,
-) -> list[str]:
-    """A value (.., n_in) in [-peak, peak] times int8 weights, plus a bias.
-
-    Args:
-        bias: (n_out,).
-        cuts: of the results, n_out together.
-    """
-    quantized = _quantize(g, value, peak)
-    in_scale = g.constant(np.array(peak * H_SCALE, np.float32), "h_scale")
-    zero_point = g.constant(np.array(ZERO_POINT, np.uint8), "zero_point")
-    drowned = np.abs(bias) > LARGEST_BIAS * weights.scales
-    levels = np.where(drowned, 0, weights.levels).astype(np.int8)
-    scales = np.where(drowned, 1, weights.scales).astype(np.float32)
-    added = (bias / scales).astype(np.float32)
-    results = []
-    for stop, size in zip(np.cumsum(cuts), cuts, strict=True):
-        columns = slice(stop - size, stop)
-        results.append(
-            g.one(
-                "MatMulIntegerToFloat",
-                quantized,
-                g.constant(np.ascontiguousarray(levels[:, columns]), "weight_s8"),
-                in_scale,
-                g.constant(scales[None, None, columns], "weight_scale"),
-                zero_point,
-                "",  # the weights' zero point is 0: given as an input, it costs the fast kernels
-                g.constant(added[columns], "bias"),
-                domain=MICROSOFT,
-            )
-        )
-    return results
-
-
-def _quantize(g: GraphBuilder, value: str, peak: float) -> str:
-    return g.shared(
-        "QuantizeLinear",
-        value,
-        g.constant(np.array(peak * H_SCALE, np.float32), "h_scale"),
-        g.constant(np.array(ZERO_POINT, np.uint8), "zero_point"),
-    )
-
-
-def bounded_sources(network: Network) -> set[str]:
-    """The sources that lie in [-1, 1] whatever the input: every h, sigmoid, tanh, their products.
-
-    A state port that no cell carries is bounded when its new value is, starting from zero: picked
-    from bounded sources, or their mean weighted by a gate, as a GRU's h is. A port that begins
-    outside [-1, 1] is not bounded.
-    """
-    found = {name for cell in network.cells for name in _bounded_of(network, cell)}
-    found |= {
-        port for port in network.states if port not in network.free and _only_bounded(network, port)
-    }
-    found -= network.wide
-    candidates = set(network.free) - network.wide
-    while True:  # assume the candidates bounded, and drop those that this does not bear out
-        bounded = found | candidates
-        for node in network.nodes:
-            if isinstance(node, Root) and _bounded_root(node, bounded):
-                bounded.add(node.name)
-        kept = {p for p in candidates if _bounded_value(network, network.free[p], bounded)}
-        if kept == candidates:
-            return bounded
-        candidates = kept
-
-
-def _bounded_of(network: Network, cell: Cell) -> frozenset[str]:
-    """What is bounded of a cell; nothing of one whose state begins outside [-1, 1]."""
-    begins_wide = any(piece.port in network.wide for piece in cell.slices.values())
-    return frozenset() if begins_wide else cell.bounded
-
-
-def _only_bounded(network: Network, port: str) -> bool:
-    pieces = ((f"{c.name}.{k}", c, s) for c in network.cells for k, s in c.slices.items())
-    return all(name in _bounded_of(network, cell) for name, cell, s in pieces if s.port == port)
-
-
-def _bounded_root(root: Root, bounded: set[str]) -> bool:
-    if root.fn in FUNCTIONS and FUNCTIONS[root.fn].bounded:
-        return True
-    if root.fn == "clip":
-        return max(abs(c) for c in root.constants) <= 1
-    args = root.args[1:] if root.fn == "where" else root.args
-    return root.fn in KEEP_BOUND and all(_picked(arg) and _picked(arg) <= bounded for arg in args)
-
-
-def _picked(affine: Affine) -> set[str]:
-    """The sources of an affine value each element of which is one source's element; else none."""
-    if affine.bias.any() or not affine.blocks:
-        return set()
-    count = sum((matrix != 0).sum(axis=1) for matrix in affine.blocks.values())
-    ones = all(np.isin(matrix, (0.0, 1.0)).all() for matrix in affine.blocks.values())
-    return set(affine.blocks) if ones and (count == 1).all() else set()
-
-
-def _bounded_value(network: Network, affine: Affine, bounded: set[str]) -> bool:
-    picked = _picked(affine)
-    return (bool(picked) and picked <= bounded) or _is_mean(network, affine, bounded)
-
-
-def _is_mean(network: Network, affine: Affine, bounded: set[str]) -> bool:
-    """Whether products and bounded sources make up a value in [-1, 1], as gated means do.
-
-    Every element must look at one element of each source at most, and be affine in each: then its
-    extremes are at the corners, and all corners are tried.
-    """
-    roots = {node.name: node for node in network.nodes if isinstance(node, Root)}
-    muls = [roots[s] for s in affine.blocks if s in roots and roots[s].fn == "mul"]
-    parts = [affine, *(arg for mul in muls for arg in mul.args)]
-    if not all(_one_of_each(part) for part in parts):
-        return False
-    if any(set(mul.args[0].blocks) & set(mul.args[1].blocks) for mul in muls):
-        return False
-    names = {mul.name for mul in muls}
-    sizes = {s: m.shape[1] for part in parts for s, m in part.blocks.items() if s not in names}
-    if not sizes:  # a constant
-        return not muls and bool(np.abs(affine.bias).max() <= 1 + ROUNDING)
-    if not set(sizes) <= bounded or len(sizes) > MAX_MEAN_SOURCES:
-        return False
-    gates = {s for s in sizes if s in roots and _is_gate(roots[s])}
-    for corner in itertools.product(*([0.0, 1.0] if s in gates else [-1.0, 1.0] for s in sizes)):
-        values = {s: np.full((1, sizes[s]), v) for s, v in zip(sizes, corner, strict=True)}
-        values |= {mul.name: mul.args[0](values) * mul.args[1](values) for mul in muls}
-        if np.abs(affine(values)).max() > 1 + ROUNDING:
-            return False
-    return True
-
-
-def _is_gate(root: Root) -> bool:
-    return root.fn == "sigmoid" or (root.fn == "clip" and root.constants == (0.0, 1.0))
-
-
-def _one_of_each(affine: Affine) -> bool:
-    return all(((m != 0).sum(axis=1) <= 1).all() for m in affine.blocks.values())

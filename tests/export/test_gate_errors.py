@@ -11,8 +11,8 @@ from export.algebra.recognise import lower
 from export.algebra.trace import trace_step
 from export.finding import find_reference
 from export.gate_errors import ROWWISE, STOCK, measure_gates
+from export.graphs.int8_product import H_SCALE
 from export.graphs.int8_weights import quantize_pairs
-from export.graphs.rowwise import H_SCALE
 from export.precision import Plan, Precision
 
 Array = np.ndarray

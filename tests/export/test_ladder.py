@@ -18,7 +18,7 @@ from export.draft import ports_of
 from export.errors import NothingQuantizedError, ParityError
 from export.exporter import Exported, export
 from export.finding import find_reference
-from export.graphs import rowwise
+from export.graphs import int8_product
 from export.graphs.graph_builder import all_nodes
 from export.graphs.session import start_session
 from export.ladder import MAX_RUNGS, climb, in_words
@@ -222,7 +222,7 @@ def test_a_wrong_scale_of_activations_leaves_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What only rounds weights is not touched by what is wrong with h."""
-    monkeypatch.setattr(rowwise, "H_SCALE", 1 / 4)
+    monkeypatch.setattr(int8_product, "H_SCALE", 1 / 4)
     artifact = short.export(source(sine_cell()), "small", tmp_path, variants=BOTH).artifact
     variant = artifact.variant("onnx-int8-rowwise")
     assert variant.precision == {"lstm_0.recurrent": "weights"}

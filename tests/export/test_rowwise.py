@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.algebra.bounded import bounded_sources
 from export.algebra.form import read_form
 from export.algebra.recognise import lower
 from export.algebra.trace import trace_step
 from export.draft import ports_of
 from export.errors import NothingQuantizedError
 from export.finding import find_reference
-from export.graphs.rowwise import H_SCALE, ZERO_POINT, bounded_sources
+from export.graphs.int8_product import H_SCALE, ZERO_POINT
 from export.lowering import lower_reference
 from export.precision import ALL_ROWWISE, Plan, Precision
 from models.zoo import sine_cell

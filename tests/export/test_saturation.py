@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graphs.graph_builder import IR_VERSION, MICROSOFT, OPSET, GraphBuilder
+from export.graphs.int8_product import H_SCALE, int8_products
 from export.graphs.int8_weights import quantize, quantize_columns, quantize_pairs
-from export.graphs.rowwise import H_SCALE, int8_products
 from service.artifact import Artifact
 
 Array = np.ndarray
