@@ -23,6 +23,7 @@ Rules
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ STEPS = 10_000  # of every case, unless told otherwise
 WINDOWED_STEPS = 2_000
 MIN_WINDOWS = 4  # in each row of a windowed model
 MAX_ROWS = 4
+NUDGE = 1e-6  # some ten roundings of float32
 HORIZON = 50
 STARTS = 16
 LONG_ROWS = 1  # of the closed loops goes on: some variants run rows one by one, step by step
@@ -72,6 +74,7 @@ class Case:
     climate: Climate | None = None  # what the steps after them are held against
     calm: Array | None = None  # of a shocked row: what the reference answers without the shocks
     places: tuple[int, ...] = ()  # of shocks, or where silence begins
+    moved: Array | None = None  # (B, T, O) how far rounding has moved the reference's y by then
 
 
 class Cases:
@@ -123,6 +126,25 @@ class Cases:
         more = [self.closed_loop, self.generated]
         driven = [case for batch in self.driven for case in batch]
         return [*driven, *(case for case in more if case is not None)]
+
+    @cached_property
+    def rounding(self) -> dict[str, Array]:
+        """Driven case -> (B, T, O): how far the reference's y has moved by each step when its input
+        and state are nudged by `NUDGE` at every chunk. A steep module (a norm of next to nothing)
+        is no fixed point of float32, whoever computes it.
+        """
+        rng, found = np.random.default_rng(0), {}
+
+        def advance(x: Array, state: State) -> tuple[Array, State]:
+            nudged = {name: _nudged(value, rng) for name, value in state.items()}
+            return self._advance(_nudged(x, rng), nudged)
+
+        for batch in self.driven:
+            run = self.run_batch(advance, batch, self._tell(batch[0].cuts[-1]))
+            for case, y in zip(batch, split_rows(run.y, batch), strict=True):
+                moved = np.abs(flat_outputs(y) - flat_outputs(case.y).astype(np.float64))
+                found[case.name] = np.maximum.accumulate(moved, axis=1)
+        return found
 
     def initial(self, batch: int) -> State:
         return {name: value.numpy() for name, value in self.reference.initial(batch).items()}
@@ -241,6 +263,15 @@ class Cases:
 
     def _tell(self, steps: int) -> Tell:
         return lambda done: self._progress(f"running the reference: {done:,} of {steps:,} steps")
+
+
+def _nudged(value: Array, rng: np.random.Generator) -> Array:
+    """Off by `NUDGE` of each row's own size; integers as they are."""
+    if value.dtype.kind != "f":
+        return value
+    size = np.sqrt((value.reshape(len(value), -1) ** 2).mean(axis=1))
+    noise = NUDGE * size.reshape(-1, *[1] * (value.ndim - 1)) * rng.standard_normal(value.shape)
+    return np.asarray(value + noise, value.dtype)
 
 
 def split_rows(y: Array, batch: Sequence[Case]) -> list[Array]:

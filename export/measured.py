@@ -144,7 +144,7 @@ def measure(
         variant,
         case,
         error.max(axis=(0, 2)),
-        (error / allowance.of(case.y, case.calm)).max(axis=(0, 2)),
+        (error / allowance.of(case.y, case.calm, case.moved)).max(axis=(0, 2)),
         allowance.tolerance,
         allowance.why,
         float((error[:, :judged] / spread).max()),

@@ -10,6 +10,7 @@ Rules
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -91,18 +92,20 @@ class Gate:
         cases, variant = self._cases, runtime.variant
         answers = self._answers(runtime.run, variant)
         scores = self._scoring.scores(answers)
-        return [
-            measure(
-                variant,
-                case,
-                answers[case.name],
-                self._tolerances.of(variant, override, case.name == CLOSED_LOOP),
-                cases.spread,
-                (self._own.get(case.name, []), scores.get(case.name, [])),
-                self._worsening,
-            )
-            for case in cases.every
-        ]
+        found = []
+        for case in cases.every:
+            allowance = self._tolerances.of(variant, override, case.name == CLOSED_LOOP)
+            own = self._own.get(case.name, []), scores.get(case.name, [])
+            y = answers[case.name]
+            one = measure(variant, case, y, allowance, cases.spread, own, self._worsening)
+            strict = override is not None or "int8" in variant
+            if not one.passed and not strict and case.name in cases.rounding:
+                moved = cases.rounding[case.name]
+                steep = replace(case, moved=moved), y, allowance.steep(moved)
+                again = measure(variant, *steep, cases.spread, own, self._worsening)
+                one = again if again.passed else one
+            found.append(one)
+        return found
 
     def _answers(self, advance: Advance, variant: str) -> dict[str, Array]:
         """case -> y (B, T, ...)."""

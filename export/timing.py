@@ -92,7 +92,7 @@ def time_steps(artifact: Artifact, raw: Artifact, reference: Reference, seconds:
                 steps.pop((variant, False), None)  # row by row is all there is
         times = take_turns(list(steps.values()), seconds / len(BATCHES))
         rounds = min(rounds, len(times))
-        base = times[:, list(steps).index((baseline, artifact.variant(baseline).isolated))]
+        base = times[:, next(k for k, (name, _) in enumerate(steps) if name == baseline)]
         for k, (contestant, whole) in enumerate(steps):
             ratio = times[:, k] / base
             low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))

@@ -11,10 +11,11 @@ threshold, if that is more |
 The standard deviation is that of the reference's y over the real input. Rounding to 8 bits moves
 an answer by a share of what it does; an output that hardly moves is held to as little. Where a
 shock throws the reference's answer off, an int8 variant may be off by a tenth of that as well. No
-variant is held to less than a float one.
+variant is held to less than a float one. A float variant that exceeds this where real input, shocks
+or silence lead it may be off by as much as rounding moves the module itself, several times over.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from service.pipeline import Alarm, Meaning
 Array = np.ndarray
 FLOAT = Tolerance(atol=1e-5, rtol=1e-5)
 FLOAT_CLOSED_LOOP = Tolerance(atol=1e-4, rtol=1e-4)  # feedback multiplies rounding by its gain
+OWN_ROUNDING = 8  # times what a nudge of 1e-6 does to the reference, if that is more
 INT8_SHARE = 0.1
 INT8_CLOSED_LOOP_SHARE = 0.3
 LEAST_SPREAD = FLOAT.atol / INT8_SHARE  # that a share is taken of
@@ -40,16 +42,25 @@ class Allowance:
     why: str
     share: float = 0.0  # of what a shock does to the reference's y
 
-    def of(self, y: Array, calm: Array | None) -> Array:
+    def of(self, y: Array, calm: Array | None, moved: Array | None = None) -> Array:
         """(B, T, O): the allowed error beside each number of the reference's y (B, T, ...).
 
         Args:
             calm: (B, T, ...) what the reference answers without the shocks; None: there are none.
+            moved: (B, T, O) how far rounding moves the reference itself; None: it was not asked.
         """
         allowed = self.per_output + self.tolerance.rtol * np.abs(flat_outputs(y))
         if calm is not None:
             allowed = allowed + self.share * np.abs(flat_outputs(y) - flat_outputs(calm))
+        if moved is not None:
+            allowed = np.maximum(allowed, OWN_ROUNDING * moved)
         return np.asarray(allowed)
+
+    def steep(self, moved: Array) -> "Allowance":
+        """What is said of it where the reference itself is moved as far as this by rounding."""
+        atol = max(self.tolerance.atol, _round(OWN_ROUNDING * float(moved.max())))
+        why = f"{self.why}: {OWN_ROUNDING} times what it does to the module itself"
+        return replace(self, tolerance=self.tolerance.model_copy(update={"atol": atol}), why=why)
 
 
 class Tolerances:

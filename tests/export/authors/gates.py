@@ -309,6 +309,7 @@ ENTRIES = {
         lambda: GateNormLSTM(3, 12),
         waves(3),
         first,
+        int8=False,
     ),
     "zoneout": Entry(
         lambda: ZoneoutLSTMCell(3, 12), waves(3), lambda m, x: loop_pair(m, x, 12), roads=GENERAL

@@ -180,6 +180,7 @@ ENTRIES = {
         waves(12),
         lambda m, x: m(x.transpose(0, 1))[0].transpose(0, 1),
         roads=GENERAL,
+        int8=False,
     ),
     "qrnn": Entry(
         lambda: QRNN(3, 12),
