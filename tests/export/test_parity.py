@@ -346,7 +346,7 @@ def test_a_longer_example_counts_with_its_first_steps_and_a_shorter_is_cycled() 
 
 
 def test_a_steep_module_is_held_to_what_rounding_does_to_itself() -> None:
-    """y is 300 times what is left of h beside 1: rounding moves the module itself by more than 1e-5.
+    """y is 300 times what is left of h beside 1: rounding moves it by more than 1e-5.
 
     A variant that computes the same in another order passes, and why is said; one that is off by
     ten times more fails, and so does the same error in a module that is not steep.
