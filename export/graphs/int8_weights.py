@@ -23,8 +23,9 @@ import numpy as np
 Array = np.ndarray
 WEIGHT_LEVELS = 127
 PAIR_LEVELS = 128  # 255 * 128 = 32640, below 2 ** 15
-RANK = 8  # of the part in float, at least: 2 leaves two to three times the drift
-RANK_SHARE = 64  # so many inputs for one of rank: at 1,024, rank 8 was not enough
+ENOUGH = 0.995  # of the mean square error; to take more away shows in the time, not in the drift
+MOST_RANK = 8  # of the part in float, up to 512 inputs
+INPUTS_OF_RANK = 64  # above, so many inputs for one more
 MOST_OF_INPUTS = 4  # a rank above a quarter of the inputs is no small part any more
 FLOOR = 1e-3  # of the mean squared gradient: what was not seen to count may count that much
 WORTH = 0.55  # of the mean square error, else the part in float is not worth its time
@@ -91,7 +92,8 @@ def quantize(matrix: Array, gradients: Array | None = None) -> Int8Matrix:
     comes of them by g . W e, g being a gradient. The part of W in float is the one of its rank that
     makes the mean square of g . W e least when it is taken out: with G the second moments of the
     gradients, W v v' over the first eigenvectors v of W' G W. It also takes back what rounding the
-    rest of W did in these directions.
+    rest of W did in these directions. Its rank is the least that takes `ENOUGH` away, if that is
+    not too great.
 
     Where y feels so many directions that these would take less than `WORTH` of the error away, as
     where y is h itself and no weight was trained, there is none: it takes 8 % of a step's time.
@@ -107,9 +109,9 @@ def quantize(matrix: Array, gradients: Array | None = None) -> Int8Matrix:
     """
     matrix = matrix.astype(np.float64)
     outputs, inputs = matrix.shape
-    rank = min(max(RANK, inputs // RANK_SHARE), inputs // MOST_OF_INPUTS)
+    most = min(max(MOST_RANK, inputs // INPUTS_OF_RANK), inputs // MOST_OF_INPUTS)
     nothing = np.zeros((inputs, 0), np.float32), np.zeros((0, outputs), np.float32)
-    if gradients is None or not gradients.any() or rank == 0:
+    if gradients is None or not gradients.any() or most == 0:
         return Int8Matrix(*quantize_pairs(matrix), *nothing)
     floor = FLOOR * float((gradients**2).sum()) / outputs
 
@@ -117,9 +119,11 @@ def quantize(matrix: Array, gradients: Array | None = None) -> Int8Matrix:
         return np.asarray((gradients @ a).T @ (gradients @ b) + floor * a.T @ b)
 
     values, vectors = np.linalg.eigh(weighed(matrix, matrix))  # ascending
-    rank = min(rank, int((values > NOTHING * values[-1]).sum()))
-    if values[-rank:].sum() < WORTH * values.sum():
+    taken = values[::-1].cumsum()  # by the first k directions
+    most = min(most, int((values > NOTHING * values[-1]).sum()))
+    if most == 0 or taken[most - 1] < WORTH * taken[-1]:
         return Int8Matrix(*quantize_pairs(matrix), *nothing)
+    rank = min(most, 1 + int(np.searchsorted(taken, ENOUGH * taken[-1])))
     first = vectors[:, : -rank - 1 : -1]  # (n_in, k)
     up = matrix @ first  # (n_out, k)
     levels, scales = quantize_pairs(matrix - up @ first.T)

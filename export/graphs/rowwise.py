@@ -8,8 +8,7 @@ column, and of those of a recurrence a small part that y feels most stays in flo
 
 The layout is what was measured to be fastest (ONNX Runtime 1.32, AVX-512 VNNI; see
 `benchmarks.int8`), and no layout changes a bit of the result:
-- gates of one activation are one product, those of a wide cell a product each, which stays in the
-  cache until its activation is done;
+- gates of one activation are one product;
 - a product in float is added by the Gemm that computes it, and Gemm and activation are one kernel.
 """
 
@@ -50,7 +49,6 @@ from export.precision import ALL_ROWWISE, Plan, Precision
 from service.manifest import Ports
 
 Array = np.ndarray
-APART_FROM = 256  # hidden size; below, more nodes cost more than the cache gains
 NO_GRADIENTS: Gradients = MappingProxyType({})
 FLOAT_PART, JOINED = "float part", "joined"  # sources beside the network's own
 
@@ -135,9 +133,6 @@ class RowwiseProducts(Products):
                     if term.matrix is not None:
                         found[self._own.get(term.source, layer)] += term.matrix.size
         return dict(found)
-
-    def apart(self, hidden_size: int) -> bool:
-        return hidden_size >= APART_FROM
 
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
         groups = split(affine)

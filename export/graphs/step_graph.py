@@ -33,10 +33,6 @@ class Block:
 class Products:
     """How affine maps are computed: in float32, the gates of a cell in one product."""
 
-    def apart(self, hidden_size: int) -> bool:
-        """Whether each gate of a cell is a product of its own."""
-        return False
-
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
         """The affine map of flat values (.., n).
 
@@ -179,8 +175,7 @@ class _Operators(Arithmetic[str]):
         own: Mapping[str, str],
         activations: Sequence[Activation],
     ) -> list[str]:
-        apart = self._products.apart(cell.hidden_size)
-        runs = [(a, 1) for a in activations] if apart else runs_of(activations)
+        runs = runs_of(activations)
         sizes = [count * cell.hidden_size for _, count in runs]
         values = {**self._values, **own}
         pieces = self._products.pieces(self._g, cell.parts[part], values, input_layer(cell), sizes)

@@ -224,8 +224,8 @@ def test_what_counts_is_exact_and_immune_to_rounded_inputs() -> None:
         return float(np.abs(gradients @ (product - matrix @ value)).max())
 
     plain, kept = quantize(matrix), quantize(matrix, gradients)
-    assert (plain.rank, kept.rank) == (0, 8)
-    assert (kept.down.shape, kept.up.shape) == ((40, 8), (8, 60))
+    assert (plain.rank, kept.rank) == (0, 3)
+    assert (kept.down.shape, kept.up.shape) == ((40, 3), (3, 60))
     assert error(kept) < 0.02 * error(plain)
     assert np.abs(whole(kept) - matrix).max() <= 1.5 * np.abs(whole(plain) - matrix).max()
 
@@ -236,6 +236,13 @@ def test_the_part_in_float_is_small(inputs: int, rank: int) -> None:
     rng = np.random.default_rng(0)
     matrix, gradients = rng.standard_normal((64, inputs)), rng.standard_normal((100, 64))
     assert quantize(matrix, gradients * np.logspace(0, -4, 64)).rank == rank
+
+
+@pytest.mark.parametrize(("share", "rank"), [(0.9, 5), (0.996, 4)])
+def test_no_more_directions_are_taken_than_are_felt(share: float, rank: int) -> None:
+    """Four directions of equal weight hold `share` of what is felt, four more the rest."""
+    each = np.sqrt(np.array([share] * 4 + [(1 - share)] + [1e-6] * 35))
+    assert quantize(np.eye(40), np.diag(each)).rank == rank
 
 
 def test_where_every_direction_counts_there_is_no_part_in_float() -> None:
