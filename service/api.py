@@ -132,11 +132,10 @@ class Carousel:
         )
         self.engine = Engine(
             catalog,
-            MemoryStore(config.max_sessions),
+            MemoryStore(config.max_sessions, config.idle_timeout_s),
             max_batch=config.max_batch,
             max_queue=config.max_queue,
             max_steps=config.max_steps_per_request,
-            idle_timeout_s=config.idle_timeout_s,
         )
         self.engine.start()
         _drain_on_signals(self.engine)

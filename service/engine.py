@@ -16,7 +16,6 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,15 +60,11 @@ class Engine:
         max_batch: int,
         max_queue: int,
         max_steps: int,
-        idle_timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
     ) -> None:
         self.catalog = catalog
         self._store = store
         self._max_steps = max_steps
-        self._idle_timeout_s = idle_timeout_s
-        self._clock = clock
         self._entropy = entropy
         self._batcher: Batcher[Job] = Batcher(max_batch, max_queue)
         self._work = asyncio.Event()  # there is a batch to take
@@ -118,20 +113,48 @@ class Engine:
 
     async def look_up(self, key: SessionKey) -> Record:
         """Where a session stands; SessionNotFoundError if there is none."""
-        (record,) = await self._store.get([key], self._clock())
+        (record,) = await self._store.get([key])
         if record is None:
             raise _no_session(key)
         return record
 
     async def drop(self, key: SessionKey) -> Record:
         """Forget a session, after the requests that it has waiting; SessionNotFoundError."""
+
+        def forget(record: Record | None) -> None:
+            if record is None:
+                raise _no_session(key)
+
+        before, _ = await self.change(key, forget)
+        if before is None:
+            raise _no_session(key)
+        return before
+
+    async def change(
+        self, key: SessionKey, what: Callable[[Record | None], Record | None]
+    ) -> tuple[Record | None, Record | None]:
+        """Replace a session's record by what `what` makes of it, at a step boundary.
+
+        Args:
+            what: of the record, None where there is no session, to the new record, None to forget
+                it. Called again if another request or worker was faster; may raise to change
+                nothing.
+        Returns:
+            The record before, and the one after.
+        Raises:
+            CapacityError: there is no room for another session.
+        """
         last = self._batcher.last_of(key)
         if last is not None:
             await asyncio.wait([last.future])
-        record = await self._store.drop(key, self._clock())
-        if record is None:
-            raise _no_session(key)
-        return record
+        while True:
+            (before,) = await self._store.get([key])
+            after = what(before)
+            (outcome,) = await self._store.commit([Commit(key, before, after)])
+            if outcome is Outcome.DONE:
+                return before, after
+            if outcome is not Outcome.LOST:
+                raise await self._full(outcome, key.tenant)
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -181,17 +204,23 @@ class Engine:
             rows = await self._load(batch)
             whole = await self._run(rows)
             await self._commit(whole)
+        except CarouselError as error:
+            logger.error("a batch of %d requests failed: %s", len(batch), error.message)
+            self._fail(batch, error)
         except Exception:
             logger.exception("a batch of %d requests failed", len(batch))
-            for row in batch:
-                if self._batcher.is_running(row.job):
-                    self._refuse(row.job, InternalError("the server failed; its log says why"))
+            self._fail(batch, InternalError("the server failed; its log says why"))
+
+    def _fail(self, batch: Sequence[Row[Job]], error: CarouselError) -> None:
+        for row in batch:
+            if self._batcher.is_running(row.job):
+                self._refuse(row.job, type(error)(error.message, **error.data))
 
     async def _load(self, batch: Sequence[Row[Job]]) -> list[Row[Job]]:
         """The rows that must run; the others are answered, refused, or wait again."""
         fresh = [row.job for row in batch if row.job.progress is None]
         if fresh:
-            records = await self._store.get([job.key for job in fresh], self._clock())
+            records = await self._store.get([job.key for job in fresh])
             for job, record in zip(fresh, records, strict=True):
                 try:
                     self._begin(job, record)
@@ -236,14 +265,17 @@ class Engine:
     async def _commit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        now = self._clock()
-        commits = [_commit_of(job, now + self._idle_timeout_s) for job in jobs]
-        outcomes = await self._store.commit(commits, now)
-        for job, commit, outcome in zip(jobs, commits, outcomes, strict=True):
+        records = [_record_of(job) for job in jobs]
+        commits = [
+            Commit(job.key, job.started.before, record)
+            for job, record in zip(jobs, records, strict=True)
+        ]
+        outcomes = await self._store.commit(commits)
+        for job, record, outcome in zip(jobs, records, outcomes, strict=True):
             if outcome is Outcome.DONE:
-                self._answer(job, job.whole_answer(commit.after))
-            elif outcome is Outcome.FULL:
-                self._refuse(job, await self._full(now))
+                self._answer(job, job.whole_answer(record))
+            elif outcome in (Outcome.FULL, Outcome.TENANT_FULL):
+                self._refuse(job, await self._full(outcome, job.key.tenant))
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
                 self._batcher.release(job, finished=True)
                 self._room.set()
@@ -263,11 +295,14 @@ class Engine:
         if not job.future.done():
             job.future.set_exception(error)
 
-    async def _full(self, now: float) -> CapacityError:
-        wait_s = min(max(1, math.ceil(await self._store.room_in_s(now))), MAX_RETRY_AFTER_S)
+    async def _full(self, outcome: Outcome, tenant: str) -> CapacityError:
+        whose = tenant if outcome is Outcome.TENANT_FULL else None
+        first_s = await self._store.room_in_s(whose)
+        wait_s = math.ceil(min(max(1.0, first_s), MAX_RETRY_AFTER_S))
+        held = await self._store.count(whose)
         return CapacityError(
-            f"the server holds {await self._store.count(now)} sessions and takes no more; "
-            f"retry in {wait_s} s",
+            f"{'the server' if whose is None else 'your key'} holds {held} sessions and takes no "
+            f"more; drop one, or retry in {wait_s} s",
             retry_after_s=wait_s,
         )
 
@@ -281,7 +316,7 @@ class Engine:
             return self.catalog.only
         if (last := self._batcher.last_of(request.key)) is not None:
             return last.model
-        (record,) = await self._store.get([request.key], self._clock())
+        (record,) = await self._store.get([request.key])
         return self._model_of(request, record)
 
     def _model_of(self, request: Request, record: Record | None) -> Model:
@@ -313,18 +348,17 @@ def _progress(job: Job, y: Array, state: bytes) -> bool:
     return job.steps_left == 0
 
 
-def _commit_of(job: Job, expires_at: float) -> Commit:
+def _record_of(job: Job) -> Record:
+    """What a job whose every step was run makes of its session."""
     progress = job.started
-    after = advance(
+    return advance(
         progress.base,
         job.ask,
         progress.steps,
         progress.y(),
         progress.state,
         created=progress.before is None,
-        expires_at=expires_at,
     )
-    return Commit(job.key, progress.before, after)
 
 
 def _not_finite(row: Row[Job], y: Array) -> ResultNotFiniteError:

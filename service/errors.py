@@ -138,6 +138,23 @@ class CapacityError(CarouselError):
     status = 429
 
 
+class StoreUnavailableError(CapacityError):
+    """The store of the sessions cannot be reached; the request may have been done, or not.
+
+    Sent again with the same `step`, it is done once.
+    """
+
+    code = "store_unavailable"
+    status = 503
+
+
+class StoreFullError(CapacityError):
+    """The store has no space left, as on a full disk; nothing was lost."""
+
+    code = "store_full"
+    status = 503
+
+
 class DrainingError(CarouselError):
     """The server is shutting down; another replica, or the next start, answers."""
 

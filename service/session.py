@@ -55,7 +55,6 @@ class Record:
     step: int  # the index of the next step
     state: bytes  # safetensors, `StateLayout`
     last: LastReply
-    expires_at: float  # seconds, on the engine's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +152,13 @@ def _refusal(error: type[ClientError], ask: Ask, record: Record | None) -> Clien
 def begin(birth: int, model: str, version: str, state: bytes) -> Record:
     """The record of a session that has not taken a step; `advance` makes the first to commit."""
     nothing = LastReply(step=0, digest=b"", y=b"", created=False)
-    return Record(birth, model, version, 0, state, nothing, expires_at=0.0)
+    return Record(birth, model, version, 0, state, nothing)
 
 
-def advance(
-    record: Record, ask: Ask, steps: int, y: Array, state: bytes, created: bool, expires_at: float
-) -> Record:
+def advance(record: Record, ask: Ask, steps: int, y: Array, state: bytes, created: bool) -> Record:
     """The record after `steps` more steps; y (T, ...) in the model's units."""
     last = LastReply(record.step, ask.digest, _little_endian(y), created)
-    return replace(record, step=record.step + steps, state=state, last=last, expires_at=expires_at)
+    return replace(record, step=record.step + steps, state=state, last=last)
 
 
 def digest_of(x: Array) -> bytes:

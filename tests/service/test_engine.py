@@ -61,10 +61,15 @@ class Clock:
         return self.now
 
 
+ROOM: dict[str, Any] = {"max_sessions": 1000, "idle_timeout_s": 60.0}
+
+
 @asynccontextmanager
 async def running(catalog: Catalog, **limits: Any) -> AsyncIterator[Engine]:
-    store = limits.pop("store", None) or MemoryStore(limits.pop("max_sessions", 1000))
-    sizes = {"max_batch": 64, "max_queue": 1000, "max_steps": 4000, "idle_timeout_s": 60.0}
+    of_store = ("max_sessions", "idle_timeout_s", "clock")
+    kept = {name: limits.pop(name) for name in of_store if name in limits}
+    store = limits.pop("store", None) or MemoryStore(**{**ROOM, **kept})
+    sizes = {"max_batch": 64, "max_queue": 1000, "max_steps": 4000}
     engine = Engine(catalog, store, **{**sizes, **limits})
     engine.start()
     try:
@@ -336,7 +341,7 @@ def test_two_versions_of_a_model_live_side_by_side(
     newer = Model.load(build_artifact(root, Spec("sine-cell", seed=99)))
 
     async def scenario() -> None:
-        store = MemoryStore(10)
+        store = MemoryStore(**ROOM)
         async with running(Catalog([sine]), store=Kept(store)) as engine:
             await engine.predict(request("old", rows(2)))
         async with running(Catalog([sine, newer]), store=store) as engine:
@@ -355,7 +360,7 @@ class Kept:
     """A store that outlives the engine that closes it."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.get, self.commit, self.drop = store.get, store.commit, store.drop
+        self.get, self.commit, self.sweep = store.get, store.commit, store.sweep
         self.count, self.room_in_s = store.count, store.room_in_s
 
     async def close(self) -> None:
@@ -370,7 +375,7 @@ def test_a_session_on_a_version_that_is_not_served_is_refused(
     newer = Model.load(build_artifact(root, Spec("sine-cell", seed=98)))
 
     async def scenario() -> None:
-        store = MemoryStore(10)
+        store = MemoryStore(**ROOM)
         async with running(Catalog([sine]), store=Kept(store)) as engine:
             await engine.predict(request("old", rows(2)))
         async with running(Catalog([newer]), store=store) as engine:
@@ -384,15 +389,15 @@ class Contended(MemoryStore):
     """A store in which another worker is faster, `rivals` times: it advances the session first."""
 
     def __init__(self, rivals: int, rival: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        super().__init__(10)
+        super().__init__(**ROOM)
         self.rivals = rivals
         self._rival = rival
 
-    async def commit(self, commits: Any, now: float) -> list[Outcome]:
+    async def commit(self, commits: Any) -> list[Outcome]:
         if self.rivals:
             self.rivals -= 1
             await self._rival()
-        return await super().commit(commits, now)
+        return await super().commit(commits)
 
 
 def test_a_lost_commit_runs_again_from_the_record_that_won(sine: Model) -> None:
@@ -439,7 +444,8 @@ def test_a_lost_commit_of_a_request_that_nobody_waits_for_begins_nothing(sine: M
     async def scenario() -> None:
         async def drop() -> None:
             engine.abandon(job)
-            await store.drop(SessionKey("", "s"), 0.0)
+            (record,) = await store.get([SessionKey("", "s")])
+            await MemoryStore.commit(store, [Commit(SessionKey("", "s"), record, None)])
 
         store = Contended(0, drop)
         async with running(Catalog([sine]), store=store) as engine:
@@ -460,10 +466,10 @@ class Broken(MemoryStore):
 
     broken = False
 
-    async def commit(self, commits: Any, now: float) -> list[Outcome]:
+    async def commit(self, commits: Any) -> list[Outcome]:
         if self.broken:
             raise OSError("disk full")
-        return await super().commit(commits, now)
+        return await super().commit(commits)
 
 
 def test_an_exception_fails_the_requests_of_that_batch_and_not_the_engine(
@@ -472,7 +478,7 @@ def test_an_exception_fails_the_requests_of_that_batch_and_not_the_engine(
     """The client gets no traceback; the log does; the session stays as it was."""
 
     async def scenario() -> None:
-        store = Broken(10)
+        store = Broken(**ROOM)
         async with running(Catalog([sine]), store=store) as engine:
             await engine.predict(request("s", rows(1)))
             store.broken = True
@@ -696,17 +702,17 @@ def test_a_commit_is_one_for_a_whole_batch(sine: Model) -> None:
     calls: list[tuple[str, int]] = []
 
     class Counting(MemoryStore):
-        async def get(self, keys: Any, now: float) -> list[Record | None]:
+        async def get(self, keys: Any) -> list[Record | None]:
             calls.append(("get", len(keys)))
-            return await super().get(keys, now)
+            return await super().get(keys)
 
-        async def commit(self, commits: Any, now: float) -> list[Outcome]:
+        async def commit(self, commits: Any) -> list[Outcome]:
             assert all(isinstance(commit, Commit) for commit in commits)
             calls.append(("commit", len(commits)))
-            return await super().commit(commits, now)
+            return await super().commit(commits)
 
     async def scenario() -> None:
-        async with running(Catalog([sine]), store=Counting(100)) as engine:
+        async with running(Catalog([sine]), store=Counting(**ROOM)) as engine:
             await asyncio.gather(
                 *(engine.predict(request(str(n), rows(1), model=None)) for n in range(16))
             )

@@ -70,7 +70,7 @@ def test_a_draining_server_is_503_for_new_requests_and_for_probes(sine: Model) -
 class Faulty(MemoryStore):
     """A store with a bug."""
 
-    async def get(self, keys: Any, now: float) -> Any:
+    async def get(self, keys: Any) -> Any:
         raise ZeroDivisionError("secret detail")
 
 
@@ -86,7 +86,7 @@ def test_a_bug_of_ours_is_500_without_its_traceback(
         stream = await client.post("/stream", content=json.dumps(LINE))
         assert json.loads(stream.text)["error"]["code"] == InternalError.code
 
-    run(with_app(Catalog([sine]), use, store=Faulty(1)))
+    run(with_app(Catalog([sine]), use, store=Faulty(1, 60.0)))
     assert "ZeroDivisionError: secret detail" in caplog.text
 
 
@@ -144,11 +144,10 @@ def test_a_request_whose_client_hung_up_while_it_waited_is_not_run(
     async def scenario() -> None:
         engine = Engine(
             Catalog([sine]),
-            MemoryStore(10),
+            MemoryStore(10, 60.0),
             max_batch=8,
             max_queue=8,
             max_steps=10,
-            idle_timeout_s=60.0,
         )  # not started: whatever is submitted waits
         app = NativeApp(engine, MAX_BODY_BYTES)
         client = Client(whole_body(json.dumps(LINE).encode()))
@@ -172,11 +171,10 @@ def test_a_stream_whose_client_hung_up_runs_nothing_more(sine: Model) -> None:
     async def scenario() -> None:
         engine = Engine(
             Catalog([sine]),
-            MemoryStore(10),
+            MemoryStore(10, 60.0),
             max_batch=8,
             max_queue=8,
             max_steps=10,
-            idle_timeout_s=60.0,
         )
         lines = b"\n".join([json.dumps(LINE).encode()] * 5) + b"\n"
         client = Client({"type": "http.request", "body": lines, "more_body": True})

@@ -28,7 +28,6 @@ RECORD = Record(
     step=40,
     state=b"state",
     last=LastReply(step=38, digest=SAME, y=b"reply", created=False),
-    expires_at=100.0,
 )
 
 
@@ -141,9 +140,9 @@ def test_a_new_session_starts_at_step_0_and_has_no_reply_to_repeat() -> None:
 def test_advance_moves_the_step_and_keeps_the_reply() -> None:
     """The new record is the old one, `steps` later."""
     y = np.array([[1.5], [2.5]], np.float32)
-    after = advance(RECORD, ask(40, SAME), 2, y, b"next", created=False, expires_at=160.0)
+    after = advance(RECORD, ask(40, SAME), 2, y, b"next", created=False)
     assert (after.birth, after.model, after.version) == (7, "sine-cell", "aaaa")
-    assert (after.step, after.state, after.expires_at) == (42, b"next", 160.0)
+    assert (after.step, after.state) == (42, b"next")
     assert after.last == LastReply(40, SAME, y.astype("<f4").tobytes(), created=False)
     assert situation(ask(40, SAME), after) is Situation.AGAIN
     assert RECORD.step == 40
