@@ -13,13 +13,11 @@ time, so that a machine that is busy elsewhere slows both. The ratio is the medi
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean, median
 
@@ -32,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.conditions import conditions
 from export.draft import ports_of
 from export.finding import find_reference
 from export.graphs.stock import write_stock_int8
@@ -46,7 +45,6 @@ SLICE_S = 0.003  # long beside the clock's resolution, short beside a change of 
 EXAMPLE_STEPS = 1_000  # what the export of a network is shown
 TRAIN_STEPS, TRAIN_BATCH = 32, 16
 PACKAGES = ("onnxruntime", "onnx", "torch", "numpy")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 class Forecaster(nn.Module):
@@ -108,11 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 points.append(cell.time(batch, steps, arguments.turns))
         if arguments.drift_steps:
             drifts.append(cell.drift(arguments.drift_steps))
-    conditions = _conditions(arguments)
-    _show(points, drifts, conditions)
+    found = conditions(
+        PACKAGES,
+        threads=1,
+        input_size=arguments.input_size,
+        training_iterations=arguments.iterations,
+        turns=arguments.turns,
+    )
+    _show(points, drifts, found)
     if arguments.json:
         report = {
-            "conditions": conditions,
+            "conditions": found,
             "points": [asdict(p) for p in points],
             "geometric_mean": {str(n): _mean(points, n) for n in (1, arguments.chunk)},
             "drift": [asdict(d) for d in drifts],
@@ -245,7 +249,7 @@ def _mean(points: Sequence[Point], steps: int) -> float:
     return geometric_mean(p.ratio for p in points if p.steps == steps)
 
 
-def _show(points: Sequence[Point], drifts: Sequence[Drift], conditions: object) -> None:
+def _show(points: Sequence[Point], drifts: Sequence[Drift], found: object) -> None:
     console = Console(width=100)
     for steps in sorted({p.steps for p in points}):
         table = Table(title=f"{steps} step{'s' if steps > 1 else ''} a call")
@@ -263,28 +267,7 @@ def _show(points: Sequence[Point], drifts: Sequence[Drift], conditions: object) 
             f"hidden {d.hidden}: y drifts to {d.stock:.2e} (stock) and {d.rowwise:.2e} (rowwise) "
             f"in {d.steps:,} steps, ratio {d.rowwise / d.stock:.2f}"
         )
-    console.print(conditions)
-
-
-def _conditions(arguments: argparse.Namespace) -> dict[str, object]:
-    found = {"model name": "", "flags": ""}
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        key, _, value = line.partition(":")
-        key = {"Features": "flags"}.get(key.strip(), key.strip())
-        if key in found:
-            found[key] = value.strip()
-    flags = set(found["flags"].split())
-    return {
-        "cpu": found["model name"] or platform.processor(),
-        "flags": [flag for flag in FLAGS if flag in flags],
-        "threads": 1,
-        "input_size": arguments.input_size,
-        "training_iterations": arguments.iterations,
-        "turns": arguments.turns,
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
+    console.print(found)
 
 
 def _parser() -> argparse.ArgumentParser:

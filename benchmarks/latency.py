@@ -7,13 +7,11 @@ them. What counts is the ratio to torch eager of the same round; absolute times 
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.conditions import conditions
 from service.artifact import Artifact, find_artifacts
 from service.errors import CarouselError
 from service.layout import State
@@ -69,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += measure(artifact, batch, arguments.rounds, arguments.calls, arguments.threads)
     _show(rows)
     if arguments.json:
-        report = {"conditions": _conditions(arguments), "rows": [asdict(row) for row in rows]}
+        found = conditions(
+            PACKAGES,
+            rounds=arguments.rounds,
+            calls=arguments.calls,
+            threads=arguments.threads,
+        )
+        report = {"conditions": found, "rows": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
@@ -149,18 +154,6 @@ def _show(rows: Sequence[Row]) -> None:
         numbers = (f"{v:,.0f}" for v in (row.p50_us, row.p90_us, row.p99_us, row.steps_per_s))
         table.add_row(row.model, row.contestant, str(row.batch), *numbers, f"{row.ratio:.2f}")
     Console(width=100).print(table)
-
-
-def _conditions(arguments: argparse.Namespace) -> dict[str, object]:
-    return {
-        "machine": platform.machine(),
-        "processor": platform.processor(),
-        "python": platform.python_version(),
-        "rounds": arguments.rounds,
-        "calls": arguments.calls,
-        "threads": arguments.threads,
-        **{package: version(package) for package in PACKAGES},
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
