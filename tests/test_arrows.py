@@ -30,7 +30,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"session"},
     {"job"},
     {"store", "batcher"},
-    {"store.memory"},
+    {"store.memory", "store.record_bytes"},
     {"engine"},
     {"protocols", "protocols.asgi"},
     {"protocols.ndjson"},
