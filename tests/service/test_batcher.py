@@ -21,6 +21,7 @@ class Count:
     done: int = 0
     number: int = field(default=0)
     runs_apart: bool = False
+    rows: int = 1
 
     @property
     def steps_left(self) -> int:
