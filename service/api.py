@@ -136,6 +136,7 @@ class Carousel:
             max_batch=config.max_batch,
             max_queue=config.max_queue,
             max_steps=config.max_steps_per_request,
+            max_forecast_steps=config.max_forecast_steps,
         )
         self.engine.start()
         _drain_on_signals(self.engine)
