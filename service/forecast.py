@@ -78,7 +78,7 @@ class Line:
     """What is forecast for one step."""
 
     step: int  # its index in the session
-    shown: Mapping[str, object]
+    shown: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
