@@ -170,7 +170,14 @@ class _Numbers:
         raw = self._model.decode(y)
         if self._std is not None:
             raw = raw + self._std * self._normals(raw.shape, step)
-        return Guess({"y": raw if self._chance.samples else raw[0]}, self._model.encode(raw))
+        shown = {"y": raw if self._chance.samples else raw[0]}
+        return Guess(shown, self._model.encode(self._as_read(raw)))
+
+    def _as_read(self, raw: Array) -> Array:
+        """As a client reads it in JSON: float32 by its shortest digits, which scaling shows."""
+        if raw.dtype == np.float64 or self._model.artifact.manifest.pipeline.x is None:
+            return raw
+        return raw.astype(str).astype(np.float64)
 
     def _normals(self, shape: Sequence[int], step: int) -> Array:
         """Standard normal numbers, by Box and Muller (1958)."""

@@ -308,6 +308,30 @@ def test_a_forecast_whose_client_hung_up_stops(
     assert "POST /forecast: the client went away" in caplog.text
 
 
+class Cut(Client):
+    """A connection that breaks as the third part of the reply is sent."""
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        if len(self.sent) >= 3:
+            raise ConnectionResetError
+
+
+def test_a_forecast_whose_reply_cannot_be_sent_stops(sine: Model) -> None:
+    """Nobody reads it; the engine is then empty."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), max_forecast_steps=10**9) as engine:
+            await engine.predict(read_request(json.dumps(LINE).encode()))
+            client = Cut(whole_body(json.dumps({**FORECAST, "horizon": 10**9}).encode()))
+            app = NativeApp(engine, MAX_BODY_BYTES)
+            with pytest.raises(ConnectionResetError):
+                await app(scope_of("/forecast"), client.receive, client.send)
+            await asyncio.wait_for(engine.close(), timeout=10)
+
+    run(scenario())
+
+
 def test_a_bug_in_a_forecast_is_its_last_line(
     sine: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
