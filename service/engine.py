@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from service.batcher import Batcher, Row
+from service.batcher import RETRY_AFTER_S, Batcher, Row
 from service.catalog import Catalog
 from service.errors import (
     CapacityError,
@@ -47,6 +47,9 @@ INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # or one, of 64 with two or three.
 GATHER_TURNS = 2
 MAX_FORECAST_STEPS = 100_000  # of all samples: at 0.1 ms a step, what a drain may wait for it
+FORECASTS_SHARE = (
+    2  # samples under way are at most the queue / 2: they stay long, others must get in
+)
 MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
 logger = logging.getLogger("carousel.engine")
@@ -70,6 +73,8 @@ class Engine:
         self._store = store
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
+        self._max_samples = max(max_batch, max_queue // FORECASTS_SHARE)
+        self._forecasts: list[Forecast] = []  # under way, when one was last accepted
         self._entropy = entropy
         self._batcher: Batcher[Work] = Batcher(max_batch, max_queue)
         self._work = asyncio.Event()  # there is a batch to take
@@ -120,10 +125,22 @@ class Engine:
         forecast = Forecast(request, record, model, self._forecast_limits, future)
         if forecast.is_whole:
             future.set_result(None)
-        else:
-            self._batcher.add(forecast)
-            self._work.set()
+            return forecast
+        self._refuse_too_many(forecast.samples)
+        self._batcher.add(forecast)
+        self._work.set()
+        self._forecasts.append(forecast)
         return forecast
+
+    def _refuse_too_many(self, samples: int) -> None:
+        self._forecasts = [one for one in self._forecasts if not one.future.done()]
+        under_way = sum(one.samples for one in self._forecasts)
+        if under_way + samples > self._max_samples:
+            raise CapacityError(
+                f"forecasts of {under_way} samples are under way and {samples} more are asked "
+                f"for, the server takes {self._max_samples}; retry in {RETRY_AFTER_S} s",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     async def read_forecast(self, forecast: Forecast) -> list[Line]:
         """The lines since the last call, as soon as there is one; none at the end.

@@ -202,6 +202,10 @@ class Forecast:
             self.news.set()
 
     @property
+    def samples(self) -> int:
+        return self._chance.rows
+
+    @property
     def is_whole(self) -> bool:
         """Whether every line is told."""
         return self._told == self.request.horizon

@@ -64,24 +64,23 @@ async def serve_forecast(
     watch = asyncio.create_task(_abandon_when_gone(engine, forecast, receive))
     try:
         await send({"type": "http.response.start", "status": 200, "headers": _headers(kind)})
-        body = write("start", _describe(forecast))
+        await _send_part(send, write("start", _describe(forecast)))
         try:
             while lines := await engine.read_forecast(forecast):
                 steps = [write("step", {"step": line.step, **line.shown}) for line in lines]
-                await _send_part(send, b"".join([body, *steps]))
-                body = b""
+                await _send_part(send, b"".join(steps))
                 await asyncio.sleep(GATHER_S)
-            body += write("done", {"done": True, "step": forecast.next_step})
+            last = write("done", {"done": True, "step": forecast.next_step})
         except CarouselError as error:
-            body += write("error", error.body())
+            last = write("error", error.body())
         except asyncio.CancelledError:
             if forecast.future.cancelled():
                 raise ClientGone from None
             raise
         except Exception:
             logger.exception("a forecast failed")
-            body += write("error", InternalError("the server failed; its log says why").body())
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+            last = write("error", InternalError("the server failed; its log says why").body())
+        await send({"type": "http.response.body", "body": last, "more_body": False})
     finally:
         watch.cancel()
         engine.abandon(forecast)

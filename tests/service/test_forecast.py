@@ -244,7 +244,7 @@ def test_samples_of_a_forecaster_are_off_by_its_error(made: dict[str, Model]) ->
     """At the first step by just that; without `samples` there is none, and nothing is drawn."""
 
     async def scenario() -> None:
-        async with running(Catalog([made["noisy"]]), max_batch=4000) as engine:
+        async with running(Catalog([made["noisy"]]), max_batch=4000, max_queue=8000) as engine:
             reply = await predict(engine, "s", rows(5, width=2))
             (first,) = values(await forecast(engine, asked("s", 1, samples=4000)))
             off = first - reply.y[-1]
@@ -538,6 +538,27 @@ def test_a_full_queue_refuses_a_forecast(sine: Model) -> None:
             while await engine.read_forecast(accepted):
                 pass
             assert len(await forecast(engine, asked("s", 5))) == 5
+
+    run(scenario())
+
+
+def test_forecasts_leave_room_for_others(made: dict[str, Model]) -> None:
+    """Their samples are at most half of the queue, and count until they end."""
+
+    async def scenario() -> None:
+        async with running(Catalog([made["noisy"]]), max_batch=8, max_queue=20) as engine:
+            await predict(engine, "s", rows(3, width=2))
+            first = await engine.forecast(asked("s", 300, samples=8))
+            second = await engine.forecast(asked("s", 5))
+            with pytest.raises(CapacityError, match="of 9 samples are under way and 2 more") as e:
+                await engine.forecast(asked("s", 5, samples=2))
+            assert e.value.data == {"retry_after_s": 1}
+            assert (await predict(engine, "s", rows(1, width=2))).step == 4
+            while await engine.read_forecast(second):
+                pass
+            assert len(await forecast(engine, asked("s", 5, samples=2))) == 5
+            engine.abandon(first)
+            assert len(await forecast(engine, asked("s", 5, samples=8))) == 5
 
     run(scenario())
 

@@ -258,7 +258,7 @@ def test_the_first_line_of_a_forecast_is_there_before_anything_is_run(sine: Mode
         client = Client(whole_body(json.dumps(FORECAST).encode()))
         app = NativeApp(engine, MAX_BODY_BYTES)
         task = asyncio.create_task(app(scope_of("/forecast"), client.receive, client.send))
-        while len(client.sent) < 2:
+        while len(client.sent) < 3:
             await asyncio.sleep(0)
         start, first = lines_of(client.sent)
         assert (start["step"], first["step"]) == (1, 1)
@@ -267,6 +267,28 @@ def test_the_first_line_of_a_forecast_is_there_before_anything_is_run(sine: Mode
         engine.start()
         await asyncio.wait_for(task, timeout=10)
         assert [line["step"] for line in lines_of(client.sent)] == [1, 1, 2, 3, 4]
+        await engine.close()
+
+    run(scenario())
+
+
+def test_a_forecast_begins_its_reply_before_its_rows_are_read(sine: Model) -> None:
+    """They may be many: the client sees where it is meanwhile."""
+
+    async def scenario() -> None:
+        engine = Engine(
+            Catalog([sine]), MemoryStore(10, 60.0), max_batch=8, max_queue=8, max_steps=10
+        )
+        client = Client(whole_body(json.dumps({"horizon": 2, "x": [[0.5]] * 9}).encode()))
+        app = NativeApp(engine, MAX_BODY_BYTES)
+        task = asyncio.create_task(app(scope_of("/forecast"), client.receive, client.send))
+        while len(client.sent) < 2:
+            await asyncio.sleep(0)
+        (start,) = lines_of(client.sent)
+        assert (start["session_id"], start["step"], start["horizon"]) == (None, 0, 2)
+        engine.start()
+        await asyncio.wait_for(task, timeout=10)
+        assert [line["step"] for line in lines_of(client.sent)] == [0, 9, 10, 11]
         await engine.close()
 
     run(scenario())
@@ -296,7 +318,7 @@ def test_a_forecast_whose_client_hung_up_stops(
         if is_started:
             engine.start()
         task = asyncio.create_task(app(scope_of("/forecast"), client.receive, client.send))
-        while len(client.sent) < (20 if is_started else 2):
+        while len(client.sent) < (20 if is_started else 3):
             await asyncio.sleep(0)
         client.hang_up()
         await asyncio.wait_for(task, timeout=10)
