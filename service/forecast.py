@@ -261,12 +261,14 @@ def _chance(request: ForecastRequest, model: Model, limits: ForecastLimits) -> C
             got=samples,
             expected=most,
         )
-    if samples * request.horizon > limits.max_steps:
+    longest = limits.max_steps // samples
+    if request.horizon > longest:
+        together = "" if samples == 1 else f" of all {samples} samples together"
         raise TooLongError(
-            f"`horizon` x `samples` is {samples * request.horizon} steps, the server takes "
-            f"{limits.max_steps} in one forecast; ask for fewer",
-            got=samples * request.horizon,
-            expected=limits.max_steps,
+            f"`horizon` is {request.horizon}, the server takes {limits.max_steps} steps{together}; "
+            f"ask for at most {longest}",
+            got=request.horizon,
+            expected=longest,
         )
     stream = (request.tenant, request.session_id or "")
     return Chance(stream, request.samples, request.seed)
