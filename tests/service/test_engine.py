@@ -248,7 +248,7 @@ def test_a_full_server_refuses_new_sessions_and_serves_the_live_ones(sine: Model
             await engine.predict(request("b", rows(1)))
             with pytest.raises(CapacityError, match="holds 2 sessions") as caught:
                 await engine.predict(request("c", rows(1)))
-            assert caught.value.data == {"retry_after_s": 20}
+            assert caught.value.data == {"limit": "sessions", "retry_after_s": 20}
             assert (await engine.predict(request("a", rows(1), 1))).step == 2
             await engine.drop(SessionKey("", "b"))
             assert (await engine.predict(request("c", rows(1)))).created
@@ -567,7 +567,7 @@ def test_a_full_queue_refuses_and_room_is_announced(sine: Model) -> None:
                 await engine.submit(request(name, rows(1)))
             with pytest.raises(CapacityError, match="2 requests are waiting"):
                 await engine.submit(request("c", rows(1)))
-            await asyncio.wait_for(engine.wait_for_room(), timeout=10)
+            await asyncio.wait_for(engine.wait_for_room(""), timeout=10)
             assert (await engine.predict(request("c", rows(1)))).created
 
     run(scenario())

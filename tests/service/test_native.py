@@ -12,6 +12,7 @@ import pytest
 from service.catalog import Catalog
 from service.engine import Engine
 from service.errors import InternalError
+from service.key_ring import Caller
 from service.model import Model
 from service.protocols.asgi import ClientGone, Message
 from service.protocols.native import NativeApp, read_request
@@ -21,6 +22,7 @@ from service.store.memory import MemoryStore
 from tests.service.test_engine import run, running
 
 MAX_BODY_BYTES = 4096
+ANYBODY = Caller("")
 LINE = {"session_id": "s", "x": [[0.5]]}
 
 
@@ -43,7 +45,7 @@ def test_a_full_queue_is_429_with_retry_after(sine: Model) -> None:
     """The same request may succeed a second later."""
 
     async def use(client: httpx.AsyncClient, engine: Engine) -> None:
-        await engine.submit(read_request(json.dumps(LINE).encode()))
+        await engine.submit(read_request(json.dumps(LINE).encode(), ANYBODY))
         reply = await client.post("/predict", json=LINE)
         assert (reply.status_code, body_of(reply)["code"]) == (429, "overloaded")
         assert reply.headers["retry-after"] == "1" == str(body_of(reply)["retry_after_s"])
@@ -157,7 +159,7 @@ def test_a_request_whose_client_hung_up_while_it_waited_is_not_run(
         await asyncio.wait_for(task, timeout=10)
         assert client.sent == []
         engine.start()
-        answer = await engine.predict(read_request(json.dumps(LINE).encode()))
+        answer = await engine.predict(read_request(json.dumps(LINE).encode(), ANYBODY))
         assert (answer.step, answer.created) == (1, True)
         await engine.close()
 
@@ -186,7 +188,7 @@ def test_a_stream_whose_client_hung_up_runs_nothing_more(sine: Model) -> None:
         await asyncio.wait_for(task, timeout=10)
         assert [message["type"] for message in client.sent] == ["http.response.start"]
         engine.start()
-        assert (await engine.predict(read_request(json.dumps(LINE).encode()))).step == 1
+        assert (await engine.predict(read_request(json.dumps(LINE).encode(), ANYBODY))).step == 1
         assert (await engine.look_up(SessionKey("", "s"))).step == 1
         await engine.close()
 
