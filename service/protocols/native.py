@@ -8,9 +8,9 @@
     GET    /readyz          200 once every configured model passed its self-test
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
-(405), callers without a key where one is needed (401), bodies over the limit (413, while they are
-read), and whatever the engine refuses. /readyz answers anybody, for probes, and tells more to who
-has a key.
+(405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
+limit (413, while they are read), and whatever the engine refuses. /readyz answers anybody, for
+probes, and tells more to who has a key.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from service.job import Answer, Job, Request
 from service.key_ring import Caller
 from service.model import Model
 from service.pipeline import Pipeline
-from service.protocols.access import Access
+from service.protocols.access import Access, require_admin
 from service.protocols.asgi import (
     ClientGone,
     Headers,
@@ -48,6 +48,7 @@ from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, 
 
 SESSIONS, SESSION = "/sessions/", "/sessions/{id}"
 OPEN = frozenset({"/readyz"})  # routes that need no key
+ADMIN = "/models/"  # what stands below it changes what is served, to all tenants
 CALLER = "carousel.caller"  # where a request's scope has its Caller
 # A request that was not answered by then is watched for a client that hangs up. Watching each
 # from the start would cost every quick one a task.
@@ -112,7 +113,9 @@ class NativeApp:
         try:
             handler = self._find(scope["path"], scope["method"])
             if scope["path"] not in OPEN:
-                scope[CALLER] = self._access.admit(scope)
+                scope[CALLER] = caller = self._access.admit(scope)
+                if scope["path"].startswith(ADMIN):
+                    require_admin(caller)
             await handler(scope, receive, send)
         except ClientGone:
             logger.info("%s %s: the client went away", scope["method"], scope["path"])
