@@ -5,13 +5,15 @@ Rules
   Bearer KEY`, or `X-API-Key: KEY`. The key's tenant is part of every session key, so the sessions
   of others do not exist for its holder.
 - Where there are none, callers are nobody's (tenant ""), and must have reached this server by its
-  loopback address, unless the operator said that anybody may (CAROUSEL_ALLOW_ANONYMOUS).
+  loopback address, unless the operator said that anybody may (CAROUSEL_ALLOW_ANONYMOUS). Nor may
+  a web page from elsewhere, in a browser on this machine, ask on its user's behalf.
 - What changes the server itself is for admins: keys with `admin`; and, where there are no keys,
   whoever is on this machine.
 """
 
 import ipaddress
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 from service.errors import ForbiddenError, UnauthorizedError
 from service.key_ring import Caller, KeyRing
@@ -53,9 +55,10 @@ class Access:
         """
         if self._ring is not None:
             return self._ring.find(_key_of(scope))
-        if self._loopback_only and not _came_by_loopback(scope):
+        if self._loopback_only and not (_came_by_loopback(scope) and _is_no_foreign_page(scope)):
             raise ForbiddenError(
-                "this server has no API keys, so it answers on this machine only; " + HOW_TO_OPEN
+                "this server has no API keys, so it answers on this machine only, and no web page "
+                "from elsewhere; " + HOW_TO_OPEN
             )
         return self._nobody
 
@@ -92,6 +95,22 @@ def _came_by_loopback(scope: Scope) -> bool:
     """By the address on which it came in: what no client and no proxy header can choose."""
     server = scope.get("server")
     return server is None or is_loopback(server[0])
+
+
+def _is_no_foreign_page(scope: Scope) -> bool:
+    """Browsers say in `Origin` whose page it is that sends; other clients have none."""
+    for name, value in scope["headers"]:
+        if name == b"origin":
+            return _is_local_page(value.decode("latin-1"))
+    return True
+
+
+def _is_local_page(origin: str) -> bool:
+    try:
+        host = urlsplit(origin).hostname
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=64)

@@ -140,6 +140,8 @@ class NativeApp:
             await self._engine.count_live()
         except CarouselError as error:
             logger.error("the live sessions could not be counted: %s", error.message)
+        except Exception:
+            logger.exception("the live sessions could not be counted")
 
     def _find(self, path: str, method: str) -> Handler:
         methods = self._routes.get(_route_of(path))

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from service.catalog import Catalog
 from service.engine import Engine
-from service.errors import ForbiddenError, InternalError
+from service.errors import ForbiddenError, InternalError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing, digest_of_key
 from service.metrics import Metrics
 from service.model import Model
@@ -469,6 +469,50 @@ def test_without_keys_a_request_must_come_by_loopback(
     if not is_admitted:
         with pytest.raises(ForbiddenError, match="set CAROUSEL_API_KEYS_FILE"):
             Access().admit(scope)
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_admitted"),
+    [
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1:3000", True),
+        ("http://[::1]:3000", True),
+        ("https://example.com", False),
+        ("http://localhost.example.com:3000", False),
+        ("http://10.0.0.7", False),
+        ("null", False),
+        ("http://[", False),
+        ("", False),
+    ],
+)
+def test_without_keys_a_page_from_elsewhere_is_refused(origin: str, is_admitted: bool) -> None:
+    """A browser would send what it says to this machine."""
+    scope = {"headers": [(b"origin", origin.encode())], "server": ("127.0.0.1", 3000)}
+    assert Access().is_admitted(scope) is is_admitted
+    assert Access(loopback_only=False).is_admitted(scope)
+
+
+def test_live_sessions_that_cannot_be_counted_do_not_stop_the_metrics(
+    sine: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of /metrics is answered, and the log says why."""
+
+    class Uncountable(MemoryStore):
+        def __init__(self, error: Exception) -> None:
+            super().__init__(1, 60.0)
+            self.error = error
+
+        async def count(self, tenant: str | None = None) -> int:
+            raise self.error
+
+    async def scenario(error: Exception) -> None:
+        async with running(Catalog([sine]), store=Uncountable(error)) as engine:
+            await NativeApp(engine, MAX_BODY_BYTES).before_metrics()
+
+    for error in (StoreUnavailableError("no store today"), ZeroDivisionError("a bug")):
+        run(scenario(error))
+    assert "the live sessions could not be counted: no store today" in caplog.messages
+    assert "ZeroDivisionError: a bug" in caplog.text
 
 
 def test_refusals_are_counted_by_reason(sine: Model) -> None:
