@@ -33,9 +33,12 @@ from service.errors import (
     UnknownModelError,
 )
 from service.job import Answer, Job, Request
+from service.metrics import Metrics, unread_metrics
 from service.model import Model
+from service.pace import Pace
 from service.session import Move, Record, SessionKey, Situation, advance, decide, situation
 from service.store import Commit, Outcome, Store
+from service.sweeper import sweep_forever
 
 Array = np.ndarray
 
@@ -60,17 +63,35 @@ class Engine:
         max_batch: int,
         max_queue: int,
         max_steps: int,
+        max_queue_per_tenant: int | None = None,
+        metrics: Metrics | None = None,
+        sweep_period_s: float | None = None,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
     ) -> None:
+        """
+        Args:
+            metrics: None: counted in a registry that nobody reads.
+            sweep_period_s: between two looks for idle sessions; None: somebody else looks.
+        """
         self.catalog = catalog
         self._store = store
         self._max_steps = max_steps
         self._entropy = entropy
-        self._batcher: Batcher[Job] = Batcher(max_batch, max_queue)
+        self.metrics = metrics or unread_metrics()
+        self._sweep_period_s = sweep_period_s
+        self._pace = Pace(max_queue)
+        self._finished = 0  # jobs that left the queue, ever
+        self._busy_since: float | None = None  # when the last batch ended; None: nothing waited
+        self._batcher: Batcher[Job] = Batcher(
+            max_batch,
+            max_queue,
+            max_per_tenant=max_queue_per_tenant,
+            retry_after_s=self._pace.retry_after_s,
+        )
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
         self._pool = ThreadPoolExecutor(1, "carousel-run")
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._on_drain: set[Callable[[], object]] = set()
         self.is_draining = False
 
@@ -85,8 +106,7 @@ class Engine:
             CapacityError: the queue is full. Try again later.
             DrainingError: the server is shutting down.
         """
-        if self.is_draining:
-            raise DrainingError("the server is shutting down; send it to another, or try again")
+        self.refuse_if_draining()
         model = await self._guess_model(request)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         job = Job(request, model, self._max_steps, future)
@@ -94,14 +114,19 @@ class Engine:
         self._work.set()
         return job
 
+    def refuse_if_draining(self) -> None:
+        """DrainingError if nothing new is accepted any more."""
+        if self.is_draining:
+            raise DrainingError("the server is shutting down; send it to another, or try again")
+
     async def predict(self, request: Request) -> Answer:
         """Accept a request and wait for its answer; raises as `submit`, or what the run raised."""
         job = await self.submit(request)
         return await job.future
 
-    async def wait_for_room(self) -> None:
-        """Return once the queue takes another request."""
-        while self._batcher.is_full:
+    async def wait_for_room(self, tenant: str) -> None:
+        """Return once the queue takes another request of `tenant`."""
+        while self._batcher.is_full_for(tenant):
             self._room.clear()
             await self._room.wait()
 
@@ -110,6 +135,10 @@ class Engine:
         job.future.cancel()
         if self._batcher.discard(job):
             self._room.set()
+
+    async def count_live(self) -> None:
+        """Set the metric of live sessions to what the store holds now."""
+        self.metrics.live.set(await self._store.count())
 
     async def look_up(self, key: SessionKey) -> Record:
         """Where a session stands; SessionNotFoundError if there is none."""
@@ -131,7 +160,10 @@ class Engine:
         return before
 
     async def change(
-        self, key: SessionKey, what: Callable[[Record | None], Record | None]
+        self,
+        key: SessionKey,
+        what: Callable[[Record | None], Record | None],
+        most: int | None = None,
     ) -> tuple[Record | None, Record | None]:
         """Replace a session's record by what `what` makes of it, at a step boundary.
 
@@ -139,6 +171,7 @@ class Engine:
             what: of the record, None where there is no session, to the new record, None to forget
                 it. Called again if another request or worker was faster; may raise to change
                 nothing.
+            most: live sessions of the key's tenant, if this makes a new one; None: any number.
         Returns:
             The record before, and the one after.
         Raises:
@@ -150,8 +183,9 @@ class Engine:
         while True:
             (before,) = await self._store.get([key])
             after = what(before)
-            (outcome,) = await self._store.commit([Commit(key, before, after)])
+            (outcome,) = await self._store.commit([Commit(key, before, after, most)])
             if outcome is Outcome.DONE:
+                self._count_opened(before, after)
                 return before, after
             if outcome is not Outcome.LOST:
                 raise await self._full(outcome, key.tenant)
@@ -160,7 +194,11 @@ class Engine:
 
     def start(self) -> None:
         """Begin to run what is submitted, on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run_forever())
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._run_forever()))
+        if self._sweep_period_s is not None:
+            sweeping = sweep_forever(self._store, self.metrics, self._sweep_period_s)
+            self._tasks.append(loop.create_task(sweeping))
 
     def drain(self) -> None:
         """Refuse new requests from now on; those accepted are answered."""
@@ -180,9 +218,10 @@ class Engine:
         while not self._batcher.is_empty:
             self._room.clear()
             await self._room.wait()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._pool.shutdown()
         await self._store.close()
 
@@ -200,6 +239,8 @@ class Engine:
     async def step(self) -> None:
         """Take a batch, load states, run, commit, answer."""
         batch = self._batcher.take()
+        clock = asyncio.get_running_loop().time
+        since, finished = self._busy_since or clock(), self._finished
         try:
             rows = await self._load(batch)
             whole = await self._run(rows)
@@ -210,6 +251,9 @@ class Engine:
         except Exception:
             logger.exception("a batch of %d requests failed", len(batch))
             self._fail(batch, InternalError("the server failed; its log says why"))
+        now = clock()
+        self._pace.note(self._finished - finished, now - since)
+        self._busy_since = None if self._batcher.is_empty else now
 
     def _fail(self, batch: Sequence[Row[Job]], error: CarouselError) -> None:
         for row in batch:
@@ -267,31 +311,39 @@ class Engine:
             return
         records = [_record_of(job) for job in jobs]
         commits = [
-            Commit(job.key, job.started.before, record)
+            Commit(job.key, job.started.before, record, job.request.most)
             for job, record in zip(jobs, records, strict=True)
         ]
         outcomes = await self._store.commit(commits)
         for job, record, outcome in zip(jobs, records, outcomes, strict=True):
             if outcome is Outcome.DONE:
+                self._count_opened(job.started.before, record)
                 self._answer(job, job.whole_answer(record))
             elif outcome in (Outcome.FULL, Outcome.TENANT_FULL):
                 self._refuse(job, await self._full(outcome, job.key.tenant))
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
-                self._batcher.release(job, finished=True)
-                self._room.set()
+                self._leave(job)
             else:
                 job.restart()
                 self._batcher.release(job, finished=False)
 
-    def _answer(self, job: Job, answer: Answer) -> None:
+    def _leave(self, job: Job) -> None:
+        """The end of a job that was in a batch."""
         self._batcher.release(job, finished=True)
+        self._finished += 1
         self._room.set()
+
+    def _count_opened(self, before: Record | None, after: Record | None) -> None:
+        if before is None and after is not None:
+            self.metrics.opened.inc()
+
+    def _answer(self, job: Job, answer: Answer) -> None:
+        self._leave(job)
         if not job.future.done():
             job.future.set_result(answer)
 
     def _refuse(self, job: Job, error: CarouselError) -> None:
-        self._batcher.release(job, finished=True)
-        self._room.set()
+        self._leave(job)
         if not job.future.done():
             job.future.set_exception(error)
 
@@ -301,8 +353,9 @@ class Engine:
         wait_s = math.ceil(min(max(1.0, first_s), MAX_RETRY_AFTER_S))
         held = await self._store.count(whose)
         return CapacityError(
-            f"{'the server' if whose is None else 'your key'} holds {held} sessions and takes no "
-            f"more; drop one, or retry in {wait_s} s",
+            f"{'the server' if whose is None else 'your tenant'} holds {held} sessions and takes "
+            f"no more; drop one, or retry in {wait_s} s",
+            limit="sessions" if whose is None else "tenant_sessions",
             retry_after_s=wait_s,
         )
 

@@ -8,6 +8,7 @@ from service.errors import (
     CapacityError,
     CarouselError,
     DrainingError,
+    ForbiddenError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
@@ -19,6 +20,7 @@ from service.errors import (
     ShapeError,
     StepConflictError,
     TooLongError,
+    UnauthorizedError,
     UnknownModelError,
     UnknownTokenError,
 )
@@ -127,12 +129,14 @@ _ERROR_SCHEMA: dict[str, Any] = {
 
 def native_paths() -> dict[str, dict[str, Any]]:
     """path -> OpenAPI path item."""
+    caller = (UnauthorizedError, ForbiddenError)
     run = (
         InvalidJsonError,
         RequestError,
         ShapeError,
         UnknownTokenError,
         NotFiniteError,
+        *caller,
         UnknownModelError,
         MethodNotAllowedError,
         StepConflictError,
@@ -144,7 +148,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
         DrainingError,
         ArtifactError,
     )
-    one_session = (SessionNotFoundError, MethodNotAllowedError)
+    one_session = (*caller, SessionNotFoundError, MethodNotAllowedError)
     session_id = {
         "name": "session_id",
         "in": "path",
@@ -168,7 +172,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "Lines of /predict bodies in, lines of replies out as each is done; any number of "
                 'sessions. A refused line is answered by {"error", "line", "session_id"}.',
                 {"application/x-ndjson": {"schema": _ANSWER_SCHEMA, "example": _ANSWER}},
-                (MethodNotAllowedError,),
+                (*caller, MethodNotAllowedError, DrainingError),
                 requestBody={
                     "required": True,
                     "content": {
@@ -201,7 +205,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "models",
                 "What is served.",
                 _json({"type": "object"}, None),
-                (MethodNotAllowedError,),
+                (*caller, MethodNotAllowedError),
             )
         },
         "/readyz": {
