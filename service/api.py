@@ -24,27 +24,36 @@ import os
 import signal
 import threading
 from collections.abc import Iterable
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import attrs
 import bentoml
+import click
 import orjson
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem, Tag
-from bentoml.exceptions import NotFound
+from bentoml.exceptions import BentoMLException, NotFound
 from pydantic import BaseModel, Field
 
 from service.artifact import find_artifacts, locate_artifact, newest_artifacts
 from service.catalog import Catalog, check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
-from service.errors import SettingsError
+from service.errors import CarouselError, SettingsError
+from service.key_ring import Caller, KeyRing
+from service.metrics import Metrics
+from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths
 from service.store.memory import MemoryStore
+from service.sweeper import period_of
 from service.wire import encode
+
+logger = logging.getLogger("carousel")
 
 LABEL = ("carousel", "artifact")  # what `python -m export` puts on a model in BentoML's store
 
@@ -57,6 +66,8 @@ def _load_config_or_stop() -> Config:
 
 
 CONFIG = _load_config_or_stop()
+# BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
+LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
 
 
 class CarouselService(bentoml.Service[Any]):
@@ -101,6 +112,7 @@ class Prediction(BaseModel):
     name="carousel",
     description="Trained LSTM models as streams in which every session keeps its own state.",
     workers=CONFIG.workers,
+    http=LISTEN,
     service_class=CarouselService,
 )
 class Carousel:
@@ -108,27 +120,39 @@ class Carousel:
 
     bento_service: CarouselService  # set by BentoML
     engine: Engine
+    access: Access
 
     @bentoml.on_deployment
     @staticmethod
     def settle_models() -> None:
-        """Decide what the workers serve, before they start."""
+        """Decide what the workers serve, and to whom, before they start."""
         this: Any = Carousel  # what the decorator made of the class
         try:
+            refuse_open_door(CONFIG, _asked_host())
+            open_access(CONFIG)
             paths = find_models(CONFIG, this.bento)
             check_default(CONFIG.default_model, [path.parent.name for path in paths])
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         os.environ[PREFIX + "MODELS"] = ",".join(map(str, paths))
+        if CONFIG.api_keys_file is not None:
+            os.environ[PREFIX + "API_KEYS_FILE"] = str(CONFIG.api_keys_file.absolute())
+        if CONFIG.is_loopback_only:
+            logger.warning("there are no API keys: only this machine is answered; %s", HOW_TO_OPEN)
 
     @bentoml.on_startup
     async def open(self) -> None:
         """Load the models, prove them, and begin to serve."""
-        _log_what_is_loaded()
+        _log_what_happens()
         config = CONFIG
         paths = find_models(config, self.bento_service.bento)
         catalog = Catalog.load(
-            paths, config.variant, config.default_model, config.threads, config.asked_batch
+            paths,
+            config.variant,
+            config.default_model,
+            config.threads,
+            config.asked_batch,
+            config.max_state_bytes,
         )
         self.engine = Engine(
             catalog,
@@ -137,10 +161,14 @@ class Carousel:
             max_queue=config.max_queue,
             max_steps=config.max_steps_per_request,
             max_forecast_steps=config.max_forecast_steps,
+            max_queue_per_tenant=config.tenant_queue,
+            metrics=Metrics(),
+            sweep_period_s=period_of(config.idle_timeout_s),
         )
         self.engine.start()
         _drain_on_signals(self.engine)
-        self.bento_service.native = NativeApp(self.engine, config.max_body_bytes)
+        self.access = open_access(config)
+        self.bento_service.native = NativeApp(self.engine, config.max_body_bytes, self.access)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
@@ -162,8 +190,46 @@ class Carousel:
         """Advance one session by the rows of `x`, and begin it if there is none."""
         asked = {"session_id": session_id, "x": x, "step": step, "model": model}
         body = encode({**asked, "want": want, "choose": choose})
-        answer = await self.engine.predict(read_request(body))
+        try:
+            answer = await self.engine.predict(read_request(body, self._caller()))
+        except CarouselError as error:  # of errors that are not its own, BentoML makes a 500
+            raise BentoMLException(error.message, error_code=HTTPStatus(error.status)) from error
         return Prediction.model_validate(orjson.loads(write_answer(answer)))
+
+    def _caller(self) -> Caller:
+        """Of a call by BentoML's own road, as from a service that depends on this one."""
+        try:
+            scope: Any = self.bento_service.context.request.scope
+        except LookupError:  # a call by code of this process
+            scope = {"headers": []}
+        return self.access.admit(scope)
+
+
+def refuse_open_door(config: Config, host: str) -> None:
+    """SettingsError if BentoML was told to listen on the network, and nobody is kept out."""
+    if config.is_loopback_only and not is_loopback(host):
+        raise SettingsError(
+            f"the host {host} lets the network in, and there are no API keys; {HOW_TO_OPEN}"
+        )
+
+
+def open_access(config: Config) -> Access:
+    """Who may call, as the settings say; SettingsError if the keys cannot be read."""
+    if not config.has_keys:
+        return Access(
+            loopback_only=config.is_loopback_only, max_sessions=config.max_sessions_per_tenant
+        )
+    return Access(
+        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant)
+    )
+
+
+def _asked_host() -> str:
+    """Where BentoML will listen; not known here where a script calls `bentoml.serve(host=...)`,
+    which `Access` covers."""
+    command = click.get_current_context(silent=True)
+    asked = command.params.get("host") if command else None  # --host, or BENTOML_HOST
+    return str(asked or BentoMLContainer.http.host.get())
 
 
 def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
@@ -214,10 +280,14 @@ def _ours(models: Iterable[bentoml.Model]) -> list[Path]:
     return sorted(Path(model.path) for model in models if model.info.labels.get(key) == value)
 
 
-def _log_what_is_loaded() -> None:
-    """One line a model in the server's log, whose level is WARNING; not under `--quiet`."""
+def _log_what_happens() -> None:
+    """Each model, and sessions that expire, in the server's log; not under `--quiet`.
+
+    The level of that log is WARNING.
+    """
     if logging.getLogger().isEnabledFor(logging.WARNING):
-        logging.getLogger("carousel.model").setLevel(logging.INFO)
+        for name in ("carousel.model", "carousel.sessions"):
+            logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _drain_on_signals(engine: Engine) -> None:

@@ -11,6 +11,8 @@ Rules
 - A long chunk runs in slices of at most `slice_steps`, or `APART_SLICE_STEPS` where it runs apart;
   between two slices others have their turn.
 - Lanes (a model and a range of lengths) take turns, and so do the sessions of a lane.
+- At most `max_queue` jobs wait or run, and of one tenant `max_per_tenant`: none fills the queue
+  for all others.
 
 How it works: each session has a queue of jobs, and stands in the lane of its first job unless
 that job is running. `take` empties the lane whose turn it is, up to `max_batch` rows; `release`
@@ -18,8 +20,8 @@ puts the session back at the end of a lane, if it has more to do. `park` puts it
 until `wake`.
 """
 
-from collections import deque
-from collections.abc import Hashable
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -27,7 +29,6 @@ from service.errors import CapacityError
 
 SLICE_STEPS = 128  # about a millisecond of a small model, which is what others wait for it
 APART_SLICE_STEPS = 16  # calls of some 0.1 ms each: one or two milliseconds as well
-RETRY_AFTER_S = 1  # a full queue is about a second of work
 
 
 class Job(Protocol):
@@ -35,7 +36,12 @@ class Job(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """Whose request it is."""
+        """Which session's request it is."""
+        ...
+
+    @property
+    def tenant(self) -> Hashable:
+        """Whose session it is."""
         ...
 
     @property
@@ -76,19 +82,33 @@ Lane = tuple[Hashable, int]
 class Batcher(Generic[J]):
     """The waiting and the running jobs of one engine."""
 
-    def __init__(self, max_batch: int, max_queue: int, slice_steps: int = SLICE_STEPS) -> None:
+    def __init__(
+        self,
+        max_batch: int,
+        max_queue: int,
+        slice_steps: int = SLICE_STEPS,
+        max_per_tenant: int | None = None,
+        retry_after_s: Callable[[int], int] = lambda waiting: 1,
+    ) -> None:
+        """
+        Args:
+            max_per_tenant: jobs of one tenant; None: `max_queue`.
+            retry_after_s: of a number of jobs, whole seconds until they are done.
+        """
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._slice_steps = slice_steps
+        self._max_per_tenant = max_queue if max_per_tenant is None else max_per_tenant
+        self._retry_after_s = retry_after_s
+        self._counts: Counter[Hashable] = Counter()  # jobs by tenant; 0 is not kept
         self._queues: dict[Hashable, deque[J]] = {}
         self._lanes: dict[Lane, dict[Hashable, None]] = {}  # both dicts in order of turn
         self._running: set[Hashable] = set()
         self._parked: set[Hashable] = set()
         self._count = 0
 
-    @property
-    def is_full(self) -> bool:
-        return self._count >= self._max_queue
+    def is_full_for(self, tenant: Hashable) -> bool:
+        return self._count >= self._max_queue or self._counts[tenant] >= self._max_per_tenant
 
     @property
     def is_empty(self) -> bool:
@@ -108,17 +128,14 @@ class Batcher(Generic[J]):
         """Let a job wait for its turn.
 
         Raises:
-            CapacityError: `max_queue` jobs wait or run already. Try again later.
+            CapacityError: as many wait or run already as may. Try again later.
         """
-        if self.is_full:
-            raise CapacityError(
-                f"{self._count} requests are waiting, the server takes {self._max_queue}; "
-                f"retry in {RETRY_AFTER_S} s",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if self.is_full_for(job.tenant):
+            raise self._full(job.tenant)
         queue = self._queues.setdefault(job.key, deque())
         queue.append(job)
         self._count += 1
+        self._counts[job.tenant] += 1
         if len(queue) == 1:
             self._enter_lane(job)
 
@@ -151,7 +168,7 @@ class Batcher(Generic[J]):
         queue = self._queues[job.key]
         if finished:
             queue.popleft()
-            self._count -= 1
+            self._forget(job)
         self._next_in(job.key)
 
     def park(self, job: J) -> None:
@@ -178,7 +195,7 @@ class Batcher(Generic[J]):
         elif is_first:
             self._leave_lane(job)
         queue.remove(job)
-        self._count -= 1
+        self._forget(job)
         if is_first:
             self._next_in(job.key)
         return True
@@ -186,6 +203,26 @@ class Batcher(Generic[J]):
     def is_running(self, job: J) -> bool:
         queue = self._queues.get(job.key)
         return queue is not None and queue[0] is job and job.key in self._running
+
+    def _full(self, tenant: Hashable) -> CapacityError:
+        # Sessions take turns whoever's they are: a tenant's jobs are done when all of now are.
+        wait_s = self._retry_after_s(self._count)
+        if self._count >= self._max_queue:
+            limit = "queue"
+            message = f"{self._count} requests are waiting, the server takes {self._max_queue}"
+        else:
+            limit = "tenant_queue"
+            message = (
+                f"{self._counts[tenant]} of your requests are waiting, the server takes "
+                f"{self._max_per_tenant} of one tenant"
+            )
+        return CapacityError(f"{message}; retry in {wait_s} s", limit=limit, retry_after_s=wait_s)
+
+    def _forget(self, job: J) -> None:
+        self._count -= 1
+        self._counts[job.tenant] -= 1
+        if not self._counts[job.tenant]:
+            del self._counts[job.tenant]
 
     def _next_in(self, key: Hashable) -> None:
         queue = self._queues[key]

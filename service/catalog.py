@@ -52,6 +52,7 @@ class Catalog:
         default: str | None = None,
         threads: int = 1,
         batch: int | None = None,
+        max_state_bytes: int | None = None,
     ) -> "Catalog":
         """Load every artifact directory NAME/VERSION/ in `paths`; keep the reasons of failures.
 
@@ -61,7 +62,7 @@ class Catalog:
         broken: dict[str, ArtifactError] = {}
         for path in paths:
             try:
-                models.append(Model.load(path, variant, threads, batch))
+                models.append(Model.load(path, variant, threads, batch, max_state_bytes))
             except ArtifactError as error:
                 error.data.setdefault("artifact", str(path))
                 broken[path.parent.name] = error

@@ -8,9 +8,9 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -39,8 +39,30 @@ class Config(BaseSettings):
     max_body_bytes: PositiveInt = 8 << 20  # 8 MiB: 16,384 rows of 24 numbers of 20 digits
     max_sessions: PositiveInt = 100_000  # 100 MiB of states of 1 KiB (hidden 128, one layer)
     max_queue: PositiveInt = 4_096  # requests; a second of work for one core, then 429
+    max_sessions_per_tenant: PositiveInt | None = None  # none: as many as the server takes
+    max_queue_per_tenant: PositiveInt | None = None  # none: see `tenant_queue`
+    max_state_bytes: PositiveInt = 1 << 20  # 1 MiB: 16 times 8 LSTM layers of hidden 1024
     idle_timeout_s: PositiveFloat = 3_600.0  # 1 h: a sensor that reports twice an hour lives on
     threads: PositiveInt = 1  # per model run; one step of a small model is too short to share out
+
+    api_keys_file: Path | None = None  # service/key_ring.py says what is in it
+    api_keys: str | None = None  # the same lines, from the environment
+    allow_anonymous: bool = False  # without keys: answer others than this machine
+
+    @property
+    def has_keys(self) -> bool:
+        return self.api_keys_file is not None or self.api_keys is not None
+
+    @property
+    def is_loopback_only(self) -> bool:
+        """Whoever may call without a key must be on this machine, unless the operator says so."""
+        return not (self.has_keys or self.allow_anonymous)
+
+    @property
+    def tenant_queue(self) -> int:
+        """Requests of one tenant that may wait: of several, none can fill the queue for all."""
+        share = self.max_queue // 4 if self.has_keys else self.max_queue
+        return self.max_queue_per_tenant or max(share, 1)
 
     @property
     def asked_batch(self) -> int | None:
@@ -53,6 +75,16 @@ class Config(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @model_validator(mode="after")
+    def _keys_or_anybody(self) -> Self:
+        if self.has_keys and self.allow_anonymous:
+            raise ValueError(
+                f"{PREFIX}ALLOW_ANONYMOUS=true and API keys contradict each other: where there are "
+                f"keys, nobody is served without one; unset it, or {PREFIX}API_KEYS_FILE and "
+                f"{PREFIX}API_KEYS"
+            )
+        return self
 
     @field_validator("workers")
     @classmethod
@@ -77,8 +109,10 @@ def load_config() -> Config:
         return Config()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # two settings that contradict each other
+            raise SettingsError(reason) from error
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}={first['input']}: {reason}", setting=name) from error
 
 

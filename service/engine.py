@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from service.batcher import RETRY_AFTER_S, Batcher, Row
+from service.batcher import Batcher, Row
 from service.catalog import Catalog
 from service.errors import (
     CapacityError,
@@ -34,9 +34,12 @@ from service.errors import (
 )
 from service.forecast import Forecast, ForecastLimits, ForecastRequest, Line, check_session
 from service.job import Answer, Job, Request
+from service.metrics import Metrics, unread_metrics
 from service.model import Model
+from service.pace import Pace
 from service.session import Move, Record, SessionKey, Situation, advance, decide, situation
 from service.store import Commit, Outcome, Store
+from service.sweeper import sweep_forever
 
 Array = np.ndarray
 Work = Job | Forecast
@@ -67,20 +70,40 @@ class Engine:
         max_queue: int,
         max_steps: int,
         max_forecast_steps: int = MAX_FORECAST_STEPS,
+        max_queue_per_tenant: int | None = None,
+        metrics: Metrics | None = None,
+        sweep_period_s: float | None = None,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
     ) -> None:
+        """
+        Args:
+            metrics: None: counted in a registry that nobody reads.
+            sweep_period_s: between two looks for idle sessions; None: somebody else looks.
+        """
         self.catalog = catalog
         self._store = store
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
+        per_tenant = max_queue if max_queue_per_tenant is None else max_queue_per_tenant
         self._max_samples = max(max_batch, max_queue // FORECASTS_SHARE)
+        self._max_samples_per_tenant = max(max_batch, per_tenant // FORECASTS_SHARE)
         self._forecasts: list[Forecast] = []  # under way, when one was last accepted
         self._entropy = entropy
-        self._batcher: Batcher[Work] = Batcher(max_batch, max_queue)
+        self.metrics = metrics or unread_metrics()
+        self._sweep_period_s = sweep_period_s
+        self._pace = Pace(max_queue)
+        self._finished = 0  # jobs that left the queue and steps that were forecast, ever
+        self._busy_since: float | None = None  # when the last batch ended; None: nothing waited
+        self._batcher: Batcher[Work] = Batcher(
+            max_batch,
+            max_queue,
+            max_per_tenant=max_queue_per_tenant,
+            retry_after_s=self._pace.retry_after_s,
+        )
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
         self._pool = ThreadPoolExecutor(1, "carousel-run")
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._on_drain: set[Callable[[], object]] = set()
         self.is_draining = False
 
@@ -95,13 +118,18 @@ class Engine:
             CapacityError: the queue is full. Try again later.
             DrainingError: the server is shutting down.
         """
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         model = await self._guess_model(request)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         job = Job(request, model, self._max_steps, future)
         self._batcher.add(job)
         self._work.set()
         return job
+
+    def refuse_if_draining(self) -> None:
+        """DrainingError if nothing new is accepted any more."""
+        if self.is_draining:
+            raise DrainingError("the server is shutting down; send it to another, or try again")
 
     async def predict(self, request: Request) -> Answer:
         """Accept a request and wait for its answer; raises as `submit`, or what the run raised."""
@@ -115,7 +143,7 @@ class Engine:
             ClientError: there is no such session, or its model cannot do this. Send another.
             ArtifactError, CapacityError, DrainingError: as `submit`.
         """
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         record: Record | None = None
         if request.key is not None:
             (record,) = await self._store.get([request.key])
@@ -126,21 +154,29 @@ class Engine:
         if forecast.is_whole:
             future.set_result(None)
             return forecast
-        self._refuse_too_many(forecast.samples)
+        self._refuse_too_many(forecast)
         self._batcher.add(forecast)
         self._work.set()
         self._forecasts.append(forecast)
         return forecast
 
-    def _refuse_too_many(self, samples: int) -> None:
+    def _refuse_too_many(self, new: Forecast) -> None:
         self._forecasts = [one for one in self._forecasts if not one.future.done()]
-        under_way = sum(one.samples for one in self._forecasts)
-        if under_way + samples > self._max_samples:
-            raise CapacityError(
-                f"forecasts of {under_way} samples are under way and {samples} more are asked "
-                f"for, the server takes {self._max_samples}; retry in {RETRY_AFTER_S} s",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        tenants = [one for one in self._forecasts if one.tenant == new.tenant]
+        for limit, whose, most in (
+            ("forecasts", self._forecasts, self._max_samples),
+            ("tenant_forecasts", tenants, self._max_samples_per_tenant),
+        ):
+            under_way = sum(one.samples for one in whose)
+            if under_way + new.samples > most:
+                wait_s = self._pace.retry_after_s(under_way)
+                raise CapacityError(
+                    f"{'your ' if whose is tenants else ''}forecasts of {under_way} samples are "
+                    f"under way and {new.samples} more are asked for, the server takes {most}; "
+                    f"retry in {wait_s} s",
+                    limit=limit,
+                    retry_after_s=wait_s,
+                )
 
     async def read_forecast(self, forecast: Forecast) -> list[Line]:
         """The lines since the last call, as soon as there is one; none at the end.
@@ -159,9 +195,9 @@ class Engine:
             self._work.set()
         return lines
 
-    async def wait_for_room(self) -> None:
-        """Return once the queue takes another request."""
-        while self._batcher.is_full:
+    async def wait_for_room(self, tenant: str) -> None:
+        """Return once the queue takes another request of `tenant`."""
+        while self._batcher.is_full_for(tenant):
             self._room.clear()
             await self._room.wait()
 
@@ -170,6 +206,10 @@ class Engine:
         job.future.cancel()
         if self._batcher.discard(job):
             self._room.set()
+
+    async def count_live(self) -> None:
+        """Set the metric of live sessions to what the store holds now."""
+        self.metrics.live.set(await self._store.count())
 
     async def look_up(self, key: SessionKey) -> Record:
         """Where a session stands; SessionNotFoundError if there is none."""
@@ -191,7 +231,10 @@ class Engine:
         return before
 
     async def change(
-        self, key: SessionKey, what: Callable[[Record | None], Record | None]
+        self,
+        key: SessionKey,
+        what: Callable[[Record | None], Record | None],
+        most: int | None = None,
     ) -> tuple[Record | None, Record | None]:
         """Replace a session's record by what `what` makes of it, at a step boundary.
 
@@ -199,6 +242,7 @@ class Engine:
             what: of the record, None where there is no session, to the new record, None to forget
                 it. Called again if another request or worker was faster; may raise to change
                 nothing.
+            most: live sessions of the key's tenant, if this makes a new one; None: any number.
         Returns:
             The record before, and the one after.
         Raises:
@@ -210,8 +254,9 @@ class Engine:
         while True:
             (before,) = await self._store.get([key])
             after = what(before)
-            (outcome,) = await self._store.commit([Commit(key, before, after)])
+            (outcome,) = await self._store.commit([Commit(key, before, after, most)])
             if outcome is Outcome.DONE:
+                self._count_opened(before, after)
                 return before, after
             if outcome is not Outcome.LOST:
                 raise await self._full(outcome, key.tenant)
@@ -224,7 +269,11 @@ class Engine:
 
     def start(self) -> None:
         """Begin to run what is submitted, on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run_forever())
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._run_forever()))
+        if self._sweep_period_s is not None:
+            sweeping = sweep_forever(self._store, self.metrics, self._sweep_period_s)
+            self._tasks.append(loop.create_task(sweeping))
 
     def drain(self) -> None:
         """Refuse new requests from now on; those accepted are answered."""
@@ -244,9 +293,10 @@ class Engine:
         while not self._batcher.is_empty:
             self._room.clear()
             await self._room.wait()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._pool.shutdown()
         await self._store.close()
 
@@ -264,6 +314,8 @@ class Engine:
     async def step(self) -> None:
         """Take a batch, load states, run, commit, answer."""
         batch = self._batcher.take()
+        clock = asyncio.get_running_loop().time
+        since, finished = self._busy_since or clock(), self._finished
         try:
             rows = await self._load(batch)
             whole = await self._run(rows)
@@ -274,6 +326,9 @@ class Engine:
         except Exception:
             logger.exception("a batch of %d requests failed", len(batch))
             self._fail(batch, InternalError("the server failed; its log says why"))
+        now = clock()
+        self._pace.note(self._finished - finished, now - since)
+        self._busy_since = None if self._batcher.is_empty else now
 
     def _fail(self, batch: Sequence[Row[Work]], error: CarouselError) -> None:
         for row in batch:
@@ -333,11 +388,12 @@ class Engine:
         forecast.put(lines)
         over = forecast.is_whole or forecast.future.done()  # done already: abandoned
         if over:
-            self._batcher.release(forecast, finished=True)
-            self._room.set()
+            self._leave(forecast)
             if not forecast.future.done():
                 forecast.future.set_result(None)
-        elif forecast.is_ahead:
+            return
+        self._finished += 1
+        if forecast.is_ahead:
             self._batcher.park(forecast)
         else:
             self._batcher.release(forecast, finished=False)
@@ -347,31 +403,39 @@ class Engine:
             return
         records = [_record_of(job) for job in jobs]
         commits = [
-            Commit(job.key, job.started.before, record)
+            Commit(job.key, job.started.before, record, job.request.most)
             for job, record in zip(jobs, records, strict=True)
         ]
         outcomes = await self._store.commit(commits)
         for job, record, outcome in zip(jobs, records, outcomes, strict=True):
             if outcome is Outcome.DONE:
+                self._count_opened(job.started.before, record)
                 self._answer(job, job.whole_answer(record))
             elif outcome in (Outcome.FULL, Outcome.TENANT_FULL):
                 self._refuse(job, await self._full(outcome, job.key.tenant))
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
-                self._batcher.release(job, finished=True)
-                self._room.set()
+                self._leave(job)
             else:
                 job.restart()
                 self._batcher.release(job, finished=False)
 
-    def _answer(self, job: Job, answer: Answer) -> None:
+    def _leave(self, job: Work) -> None:
+        """The end of a job that was in a batch."""
         self._batcher.release(job, finished=True)
+        self._finished += 1
         self._room.set()
+
+    def _count_opened(self, before: Record | None, after: Record | None) -> None:
+        if before is None and after is not None:
+            self.metrics.opened.inc()
+
+    def _answer(self, job: Job, answer: Answer) -> None:
+        self._leave(job)
         if not job.future.done():
             job.future.set_result(answer)
 
     def _refuse(self, job: Work, error: CarouselError) -> None:
-        self._batcher.release(job, finished=True)
-        self._room.set()
+        self._leave(job)
         if not job.future.done():
             job.future.set_exception(error)
 
@@ -381,8 +445,9 @@ class Engine:
         wait_s = math.ceil(min(max(1.0, first_s), MAX_RETRY_AFTER_S))
         held = await self._store.count(whose)
         return CapacityError(
-            f"{'the server' if whose is None else 'your key'} holds {held} sessions and takes no "
-            f"more; drop one, or retry in {wait_s} s",
+            f"{'the server' if whose is None else 'your tenant'} holds {held} sessions and takes "
+            f"no more; drop one, or retry in {wait_s} s",
+            limit="sessions" if whose is None else "tenant_sessions",
             retry_after_s=wait_s,
         )
 

@@ -79,6 +79,20 @@ class TooLongError(ClientError):
     status = 413
 
 
+class UnauthorizedError(ClientError):
+    """The server wants an API key, and the request has none that it knows."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class ForbiddenError(ClientError):
+    """The caller is known, or known not to be asked for, and may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
 class UnknownModelError(ClientError):
     """No such model, or no such version of it, is served."""
 
@@ -138,7 +152,7 @@ class SessionGoneError(ClientError):
 
 
 class CapacityError(CarouselError):
-    """The server is full; retry after `retry_after_s`."""
+    """The server, or the caller's share of it, is full; `limit` says which; `retry_after_s`."""
 
     code = "overloaded"
     status = 429
@@ -188,6 +202,12 @@ class NotIsolatedError(ArtifactError):
     """Batches were asked for, and the variant mixes the rows of a batch."""
 
     code = "not_isolated"
+
+
+class StateTooLargeError(ArtifactError):
+    """A session's state would take more bytes than the server allows, `expected`."""
+
+    code = "state_too_large"
 
 
 class SelfTestError(ArtifactError):

@@ -155,6 +155,10 @@ class Forecast:
     # What the batcher looks at --------------------------------------------------------------------
 
     @property
+    def tenant(self) -> str:
+        return self.key.tenant
+
+    @property
     def runs_apart(self) -> bool:
         return not self.model.runtime.isolated
 

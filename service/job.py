@@ -33,6 +33,7 @@ class Request:
     model: str | None = None  # `name` or `name:version`
     want: tuple[str, ...] | None = None  # fields of the reply; None: all
     choose: Mapping[str, Any] | None = None  # None: as the model's pipeline says
+    most: int | None = None  # live sessions of its tenant; None: as many as the store takes
 
     @property
     def session_id(self) -> str:
@@ -91,6 +92,10 @@ class Job:
     @property
     def key(self) -> SessionKey:
         return self.request.key
+
+    @property
+    def tenant(self) -> str:
+        return self.request.key.tenant
 
     @property
     def runs_apart(self) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 
 from service.artifact import Array, Artifact, Golden
 from service.cpu import read_cpu
-from service.errors import NotIsolatedError, ShapeError
+from service.errors import NotIsolatedError, ShapeError, StateTooLargeError
 from service.layout import State
 from service.reading import Reader
 from service.runtime import Runtime
@@ -59,12 +59,15 @@ class Model:
         variant: str | None = None,
         threads: int = 1,
         batch: int | None = None,
+        max_state_bytes: int | None = None,
     ) -> "Model":
         """Load the artifact in directory `path` and replay its golden sequences.
 
         Args:
             batch: rows of a batch, if the operator asked for a number.
+            max_state_bytes: what the state of one session may take; None: any.
         Raises:
+            StateTooLargeError: it takes more. Allow it, or export a smaller model.
             NotIsolatedError: they asked for several, and the variant takes one at a time.
             ArtifactError: the artifact is broken, or has no such variant. Export it again.
             SelfTestError: this machine computes something else. Choose another variant.
@@ -73,6 +76,8 @@ class Model:
         variant = variant or artifact.manifest.default_variant
         if batch is not None and batch > 1:
             _refuse_mixed_rows(artifact, variant, batch)
+        if max_state_bytes is not None:
+            _refuse_large_state(artifact, max_state_bytes)
         runtime = Runtime(artifact, variant, threads)
         golden = artifact.golden()
         _prove(artifact, runtime, golden)
@@ -200,6 +205,18 @@ def _refuse_mixed_rows(artifact: Artifact, variant: str, batch: int) -> None:
         artifact=str(artifact.path),
         variant=variant,
     )
+
+
+def _refuse_large_state(artifact: Artifact, most: int) -> None:
+    size = len(artifact.layout.pack(artifact.initial)[0])
+    if size > most:
+        raise StateTooLargeError(
+            f"a session of {artifact.path} has a state of {size} bytes, the server takes {most}; "
+            f"set CAROUSEL_MAX_STATE_BYTES={size}, or export a smaller model",
+            artifact=str(artifact.path),
+            got=size,
+            expected=most,
+        )
 
 
 def _prove(artifact: Artifact, runtime: Runtime, golden: Golden) -> None:

@@ -15,8 +15,8 @@ PACKAGES = ("models", "export", "service", "benchmarks")
 # Of `service`, left never imports right; one place holds modules that may import each other's left.
 SERVICE_ORDER: list[set[str]] = [
     {"errors"},
-    {"config", "cpu", "vocabulary", "choice"},
-    {"wire"},
+    {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "pace"},
+    {"wire", "keys"},
     {"pipeline"},
     {"manifest", "reading"},
     {"layout"},
@@ -30,10 +30,10 @@ SERVICE_ORDER: list[set[str]] = [
     {"session"},
     {"job"},
     {"store", "batcher"},
-    {"store.memory", "store.record_bytes", "forecast"},
+    {"store.memory", "store.record_bytes", "forecast", "sweeper"},
     {"engine"},
     {"protocols", "protocols.asgi"},
-    {"protocols.ndjson", "protocols.forecast"},
+    {"protocols.ndjson", "protocols.forecast", "protocols.access"},
     {"protocols.native", "protocols.openapi"},
     {"protocols.front"},
     {"api"},
@@ -78,6 +78,7 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
     "_bentoml_impl": set[str](),
     "_bentoml_sdk": set[str](),
     "redis": {"service.store.redis"},
+    "prometheus_client": {"service.metrics"},
 }
 LEAVING_TORCH = {  # how the names of what torch will drop begin -> the modules that may use them
     "torch.jit": {"export.graphs.torchscript", "service.torchscript_backend"},

@@ -8,17 +8,18 @@ count, and `int8_weights` keeps those exact.
 The windows are of the example's first half, so that the rest can judge what was made of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from export.algebra.affine import Affine
-from export.algebra.cells import Arithmetic, Cell
+from export.algebra.cells import Cell
 from export.algebra.form import Root
 from export.algebra.network import Network
 from export.algebra.pointwise import FUNCTIONS
+from export.algebra.torch_arithmetic import TorchArithmetic
 
 Array = np.ndarray
 Gradients = Mapping[str, Array]  # name of a map -> (m, n)
@@ -144,7 +145,7 @@ def _apply(root: Root, values: Mapping[str, Tensor], probes: _Probes) -> Tensor:
     return FUNCTIONS[root.fn].torch(*arguments, *root.constants)
 
 
-class _Float64(Arithmetic[Tensor]):
+class _Float64(TorchArithmetic):
     def __init__(self, values: Mapping[str, Tensor], probes: _Probes) -> None:
         self._values = values
         self._probes = probes
@@ -152,18 +153,3 @@ class _Float64(Arithmetic[Tensor]):
     def affine(self, cell: Cell, part: str, own: Mapping[str, Tensor]) -> Tensor:
         layer = f"{cell.name}.{part}"
         return self._probes.affine(layer, cell.parts[part], {**self._values, **own})
-
-    def split(self, value: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        return torch.split(value, list(sizes), dim=1)
-
-    def apply(self, function: str, *arguments: Tensor, constants: Sequence[float] = ()) -> Tensor:
-        return FUNCTIONS[function].torch(*arguments, *constants)
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
-
-    def subtract(self, a: Tensor, b: Tensor) -> Tensor:
-        return a - b
-
-    def weigh(self, value: Tensor, weights: Array) -> Tensor:
-        return value * torch.from_numpy(np.asarray(weights, np.float64))

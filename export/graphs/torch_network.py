@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.algebra.affine import Affine
-from export.algebra.cells import Arithmetic, Cell, GruCell, LstmCell, StateSlice
+from export.algebra.cells import Cell, GruCell, LstmCell, StateSlice
 from export.algebra.form import Root
 from export.algebra.network import Network
 from export.algebra.pointwise import FUNCTIONS
 from export.algebra.terms import Rows, split
+from export.algebra.torch_arithmetic import TorchArithmetic
 from export.graphs.cell_graph import fits_nodes
 from export.graphs.torch_layers import linear, recurrent_layer
 from service.manifest import Ports
@@ -163,7 +164,7 @@ class LoweredStep(nn.Module):
         return y, *_unflatten(self._ports, new, batch)
 
 
-class _Tensors(Arithmetic[Tensor]):
+class _Tensors(TorchArithmetic):
     """A cell's equations in torch, its affine maps among the layers."""
 
     def __init__(self, layers: Layers, values: Mapping[str, Tensor]) -> None:
@@ -172,21 +173,6 @@ class _Tensors(Arithmetic[Tensor]):
 
     def affine(self, cell: Cell, part: str, own: Mapping[str, Tensor]) -> Tensor:
         return self._layers.apply_to(f"{cell.name}_{part}", {**self._values, **own})
-
-    def split(self, value: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        return torch.split(value, list(sizes), dim=1)
-
-    def apply(self, function: str, *arguments: Tensor, constants: Sequence[float] = ()) -> Tensor:
-        return FUNCTIONS[function].torch(*arguments, *constants)
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return a + b
-
-    def subtract(self, a: Tensor, b: Tensor) -> Tensor:
-        return a - b
-
-    def weigh(self, value: Tensor, weights: np.ndarray) -> Tensor:
-        return value * torch.tensor(weights, dtype=torch.float32)
 
 
 def lowered_module(network: Network, ports: Ports) -> nn.Module:

@@ -77,6 +77,8 @@ async def send_error(send: Send, error: CarouselError, headers: Headers | None =
     extra = list(headers or [])
     if (retry_after_s := retry_after(error)) is not None:
         extra.append((b"retry-after", str(retry_after_s).encode()))
+    if error.status == 401:
+        extra.append((b"www-authenticate", b'Bearer realm="carousel"'))
     await send_json(send, encode(error.body()), error.status, extra)
 
 

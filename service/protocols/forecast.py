@@ -72,18 +72,23 @@ async def serve_forecast(
                 await asyncio.sleep(GATHER_S)
             last = write("done", {"done": True, "step": forecast.next_step})
         except CarouselError as error:
-            last = write("error", error.body())
+            last = _refusal(engine, write, error)
         except asyncio.CancelledError:
             if forecast.future.cancelled():
                 raise ClientGone from None
             raise
         except Exception:
             logger.exception("a forecast failed")
-            last = write("error", InternalError("the server failed; its log says why").body())
+            last = _refusal(engine, write, InternalError("the server failed; its log says why"))
         await send({"type": "http.response.body", "body": last, "more_body": False})
     finally:
         watch.cancel()
         engine.abandon(forecast)
+
+
+def _refusal(engine: Engine, write: Write, error: CarouselError) -> bytes:
+    engine.metrics.refused(error)
+    return write("error", error.body())
 
 
 async def _abandon_when_gone(engine: Engine, forecast: Forecast, receive: Receive) -> None:

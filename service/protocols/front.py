@@ -31,6 +31,8 @@ class Front:
         if native.knows(scope["path"]):
             await native(scope, receive, send)
             return
+        if scope["path"] == "/metrics":
+            await native.before_metrics()
         allowed: set[str] = set()
         for route in self._host.routes:
             match, _ = route.matches(scope)

@@ -9,7 +9,9 @@
     GET    /readyz          200 once every configured model passed its self-test
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
-(405), bodies over the limit (413, while they are read), and whatever the engine refuses.
+(405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
+limit (413, while they are read), and whatever the engine refuses. /readyz answers anybody, for
+probes, and tells more to who has a key.
 """
 
 import asyncio
@@ -28,10 +30,13 @@ from service.errors import (
 )
 from service.feedback import why_not
 from service.job import Answer, Job, Request
+from service.key_ring import Caller
 from service.model import Model
 from service.pipeline import Pipeline
+from service.protocols.access import Access, require_admin
 from service.protocols.asgi import (
     ClientGone,
+    Headers,
     Receive,
     Scope,
     Send,
@@ -45,7 +50,9 @@ from service.session import Record, SessionKey
 from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
 
 SESSIONS, SESSION = "/sessions/", "/sessions/{id}"
-TENANT = ""  # one tenant: there are no API keys
+OPEN = frozenset({"/readyz"})  # routes that need no key
+ADMIN = "/models/"  # what stands below it changes what is served, to all tenants
+CALLER = "carousel.caller"  # where a request's scope has its Caller
 # A request that was not answered by then is watched for a client that hangs up. Watching each
 # from the start would cost every quick one a task.
 WATCH_AFTER_S = 0.05
@@ -65,16 +72,17 @@ class JsonRows:
         return decode_rows(self.raw, shape)
 
 
-def read_request(body: bytes) -> Request:
-    """One /predict body, or one line of /stream; ClientError if it is not one."""
+def read_request(body: bytes, caller: Caller) -> Request:
+    """One /predict body of `caller`'s, or one line of /stream; ClientError if it is not one."""
     envelope = decode_envelope(body)
     return Request(
-        key=SessionKey(TENANT, envelope.session_id),
+        key=SessionKey(caller.tenant, envelope.session_id),
         rows=JsonRows(bytes(envelope.x)),
         step=envelope.step,
         model=envelope.model,
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
+        most=caller.max_sessions,
     )
 
 
@@ -87,8 +95,10 @@ def write_answer(answer: Answer) -> bytes:
 class NativeApp:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, max_body_bytes: int) -> None:
+    def __init__(self, engine: Engine, max_body_bytes: int, access: Access | None = None) -> None:
+        """`access`: who may call; None: whoever is on this machine."""
         self._engine = engine
+        self._access = access or Access()
         self._max_body_bytes = max_body_bytes
         self._routes: dict[str, dict[str, Handler]] = {
             "/predict": {"POST": self._predict},
@@ -106,17 +116,36 @@ class NativeApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             handler = self._find(scope["path"], scope["method"])
+            if scope["path"] not in OPEN:
+                scope[CALLER] = caller = self._access.admit(scope)
+                if scope["path"].startswith(ADMIN):
+                    require_admin(caller)
             await handler(scope, receive, send)
         except ClientGone:
             logger.info("%s %s: the client went away", scope["method"], scope["path"])
         except MethodNotAllowedError as error:
             allowed = ", ".join(self._routes[_route_of(scope["path"])])
-            await send_error(send, error, [(b"allow", allowed.encode())])
+            await self._refuse(send, error, [(b"allow", allowed.encode())])
         except CarouselError as error:
-            await send_error(send, error)
+            await self._refuse(send, error)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            await send_error(send, InternalError("the server failed; its log says why"))
+            await self._refuse(send, InternalError("the server failed; its log says why"))
+
+    async def _refuse(
+        self, send: Send, error: CarouselError, headers: Headers | None = None
+    ) -> None:
+        self._engine.metrics.refused(error)
+        await send_error(send, error, headers)
+
+    async def before_metrics(self) -> None:
+        """What must be known at the moment that /metrics is asked."""
+        try:
+            await self._engine.count_live()
+        except CarouselError as error:
+            logger.error("the live sessions could not be counted: %s", error.message)
+        except Exception:
+            logger.exception("the live sessions could not be counted")
 
     def _find(self, path: str, method: str) -> Handler:
         methods = self._routes.get(_route_of(path))
@@ -129,7 +158,7 @@ class NativeApp:
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        job = await self._engine.submit(read_request(body))
+        job = await self._engine.submit(read_request(body, scope[CALLER]))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
         try:
             answer = await job.future
@@ -153,22 +182,32 @@ class NativeApp:
         job.future.add_done_callback(lambda _: task.cancel())
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def read_line(line: bytes) -> Request:
+            # Asked for each line: a key that is revoked or expires ends here, not with the stream.
+            return read_request(line, self._access.admit(scope))
+
         await serve_stream(
-            self._engine, receive, send, read_request, write_answer, self._max_body_bytes
+            self._engine,
+            receive,
+            send,
+            read_line,
+            write_answer,
+            self._max_body_bytes,
+            scope[CALLER].tenant,
         )
 
     async def _forecast(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        request = read_forecast(body, TENANT, JsonRows)
+        request = read_forecast(body, scope[CALLER].tenant, JsonRows)
         await serve_forecast(self._engine, request, scope, receive, send)
 
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = SessionKey(TENANT, _session_id(scope))
+        key = _session_key(scope)
         record = await self._engine.look_up(key)
         await send_json(send, encode(_describe_session(key, record)))
 
     async def _drop(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = SessionKey(TENANT, _session_id(scope))
+        key = _session_key(scope)
         record = await self._engine.drop(key)
         await send_json(send, encode({**_describe_session(key, record), "dropped": True}))
 
@@ -183,9 +222,15 @@ class NativeApp:
     async def _readyz(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._engine.is_draining:
             raise DrainingError("the server is shutting down")
+        is_known = self._access.is_admitted(scope)  # what is served is not for everybody
         for error in self._engine.catalog.broken.values():
-            raise type(error)(error.message, **error.data)
-        await send_json(send, encode({"status": "ready", "models": self._engine.catalog.served}))
+            if is_known:
+                raise type(error)(error.message, **error.data)
+            raise type(error)("a model is not served; the log says which, and /readyz with a key")
+        body: dict[str, object] = {"status": "ready"}
+        if is_known:
+            body["models"] = self._engine.catalog.served
+        await send_json(send, encode(body))
 
 
 def no_route(path: str) -> RouteNotFoundError:
@@ -202,6 +247,10 @@ def no_method(path: str, method: str, allowed: list[str]) -> MethodNotAllowedErr
 
 def _route_of(path: str) -> str:
     return SESSION if path.startswith(SESSIONS) and len(path) > len(SESSIONS) else path
+
+
+def _session_key(scope: Scope) -> SessionKey:
+    return SessionKey(scope[CALLER].tenant, _session_id(scope))
 
 
 def _session_id(scope: Scope) -> str:

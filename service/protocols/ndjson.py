@@ -84,9 +84,15 @@ async def serve_stream(
     read_request: ReadRequest,
     write_answer: WriteAnswer,
     max_line_bytes: int,
+    tenant: str,
 ) -> None:
-    """Answer one POST /stream; ClientGone if the client leaves before the end."""
-    stream = _Stream(engine, read_request, write_answer)
+    """Answer one POST /stream; ClientGone if the client leaves before the end.
+
+    Raises:
+        DrainingError: the server is shutting down already; nothing was read.
+    """
+    engine.refuse_if_draining()
+    stream = _Stream(engine, read_request, write_answer, tenant)
     reader = asyncio.create_task(stream.read(split_lines(receive, max_line_bytes), max_line_bytes))
     forget = engine.on_drain(reader.cancel)
     reader.add_done_callback(lambda _: stream.wake_writer.set())
@@ -112,11 +118,12 @@ class _Stream:
     """What the reader and the writer of one request share."""
 
     def __init__(
-        self, engine: Engine, read_request: ReadRequest, write_answer: WriteAnswer
+        self, engine: Engine, read_request: ReadRequest, write_answer: WriteAnswer, tenant: str
     ) -> None:
         self._engine = engine
         self._read_request = read_request
         self._write_answer = write_answer
+        self._tenant = tenant
         self._jobs: set[Job] = set()
         self._outbox: list[bytes] = []
         self._in_flight = 0  # lines accepted or refused, and not yet written back
@@ -167,7 +174,7 @@ class _Stream:
         while self._in_flight >= MAX_IN_FLIGHT:
             self._room.clear()
             await self._room.wait()
-        await self._engine.wait_for_room()
+        await self._engine.wait_for_room(self._tenant)
 
     async def _accept(self, line: Line, max_line_bytes: int) -> None:
         request: Request | None = None
@@ -189,7 +196,7 @@ class _Stream:
 
     def _refuse(self, error: CarouselError, number: int, request: Request | None = None) -> None:
         self._in_flight += 1
-        self._put(_error_line(error, number, request))
+        self._put_error(error, number, request)
 
     def _finish(self, job: Job, number: int) -> None:
         self._jobs.discard(job)
@@ -198,11 +205,16 @@ class _Stream:
         try:
             line = self._write_answer(job.future.result()) + b"\n"
         except CarouselError as error:
-            line = _error_line(error, number, job.request)
+            self._put_error(error, number, job.request)
         except Exception:
             logger.exception("the answer to line %d could not be written", number)
-            line = _error_line(InternalError("the server failed"), number, job.request)
-        self._put(line)
+            self._put_error(InternalError("the server failed"), number, job.request)
+        else:
+            self._put(line)
+
+    def _put_error(self, error: CarouselError, number: int, request: Request | None) -> None:
+        self._engine.metrics.refused(error)
+        self._put(_error_line(error, number, request))
 
     def _put(self, line: bytes) -> None:
         self._outbox.append(line)

@@ -10,6 +10,7 @@ from service.errors import (
     CapacityError,
     CarouselError,
     DrainingError,
+    ForbiddenError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
@@ -21,6 +22,7 @@ from service.errors import (
     ShapeError,
     StepConflictError,
     TooLongError,
+    UnauthorizedError,
     UnknownModelError,
     UnknownTokenError,
 )
@@ -194,12 +196,14 @@ _ERROR_SCHEMA: dict[str, Any] = {
 
 def native_paths() -> dict[str, dict[str, Any]]:
     """path -> OpenAPI path item."""
+    caller = (UnauthorizedError, ForbiddenError)
     run = (
         InvalidJsonError,
         RequestError,
         ShapeError,
         UnknownTokenError,
         NotFiniteError,
+        *caller,
         UnknownModelError,
         MethodNotAllowedError,
         StepConflictError,
@@ -211,7 +215,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
         DrainingError,
         ArtifactError,
     )
-    one_session = (SessionNotFoundError, MethodNotAllowedError)
+    one_session = (*caller, SessionNotFoundError, MethodNotAllowedError)
     session_id = {
         "name": "session_id",
         "in": "path",
@@ -235,7 +239,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "Lines of /predict bodies in, lines of replies out as each is done; any number of "
                 'sessions. A refused line is answered by {"error", "line", "session_id"}.',
                 {"application/x-ndjson": {"schema": _ANSWER_SCHEMA, "example": _ANSWER}},
-                (MethodNotAllowedError,),
+                (*caller, MethodNotAllowedError, DrainingError),
                 requestBody={
                     "required": True,
                     "content": {
@@ -288,7 +292,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "models",
                 "What is served.",
                 _json({"type": "object"}, None),
-                (MethodNotAllowedError,),
+                (*caller, MethodNotAllowedError),
             )
         },
         "/readyz": {

@@ -23,6 +23,7 @@ from service.errors import (
     SelfTestError,
     SettingsError,
     ShapeError,
+    StateTooLargeError,
     UnknownModelError,
 )
 from service.layout import State
@@ -198,6 +199,15 @@ def test_a_golden_sequence_that_this_machine_does_not_reproduce_is_refused(tmp_p
     assert "of golden sequence " in caught.value.message
     assert "(atol 1e-05, rtol 0)" in caught.value.message
     assert caught.value.data == {"artifact": str(path), "variant": "onnx-fp32"}
+
+
+def test_a_model_whose_state_is_too_large_is_refused(path: Path) -> None:
+    """With what it takes: exactly that is enough."""
+    size = len(Model.load(path).initial_state)
+    assert len(Model.load(path, max_state_bytes=size).initial_state) == size
+    with pytest.raises(StateTooLargeError, match=f"has a state of {size} bytes") as caught:
+        Model.load(path, max_state_bytes=size - 1)
+    assert caught.value.data == {"artifact": str(path), "got": size, "expected": size - 1}
 
 
 def test_a_machine_whose_kernels_mix_rows_runs_them_apart(

@@ -22,6 +22,7 @@ class Count:
     number: int = field(default=0)
     runs_apart: bool = False
     rows: int = 1
+    tenant: str = ""
 
     @property
     def steps_left(self) -> int:
@@ -182,14 +183,35 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     b.add(Count("a"))
     rows = b.take()
     b.add(Count("a"))
-    assert b.is_full
+    assert b.is_full_for("")
     with pytest.raises(
         CapacityError, match=r"2 requests are waiting, the server takes 2"
     ) as caught:
         b.add(Count("b"))
-    assert caught.value.data == {"retry_after_s": 1}
+    assert caught.value.data == {"limit": "queue", "retry_after_s": 1}
     finish(b, rows)
     b.add(Count("b"))
+
+
+def test_a_tenant_cannot_fill_the_queue_for_all() -> None:
+    """Its share is full, others are taken; what leaves the queue, done or discarded, makes room."""
+    b: Batcher[Count] = Batcher(9, 5, max_per_tenant=2, retry_after_s=lambda waiting: 10 * waiting)
+    first, second = Count("a", tenant="acme"), Count("b", tenant="acme")
+    b.add(first)
+    b.add(second)
+    with pytest.raises(CapacityError, match=r"2 of your requests are waiting, .* 2 of one") as own:
+        b.add(Count("c", tenant="acme"))
+    assert own.value.data == {"limit": "tenant_queue", "retry_after_s": 20}
+    assert b.is_full_for("acme") and not b.is_full_for("zeta")
+    assert b.discard(second)
+    b.add(Count("c", tenant="acme"))
+    for n, tenant in enumerate(["zeta", "zeta", "ops"]):
+        b.add(Count(f"{tenant}-{n}", tenant=tenant))
+    with pytest.raises(CapacityError, match="5 requests are waiting, the server takes 5") as whole:
+        b.add(Count("d", tenant="ops"))
+    assert whole.value.data == {"limit": "queue", "retry_after_s": 50}
+    finish(b, b.take())
+    assert not b.is_full_for("acme")
 
 
 def test_a_discarded_job_never_runs_and_its_session_goes_on() -> None:

@@ -37,6 +37,31 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert config.asked_batch == 32
 
 
+def test_without_keys_the_service_is_for_this_machine_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless the operator says that anybody may ask; with keys, both cannot be meant."""
+    assert load_config().is_loopback_only
+    monkeypatch.setenv("CAROUSEL_ALLOW_ANONYMOUS", "true")
+    assert not load_config().is_loopback_only
+    monkeypatch.setenv("CAROUSEL_API_KEYS_FILE", "keys.toml")
+    with pytest.raises(SettingsError, match="ALLOW_ANONYMOUS=true and API keys contradict"):
+        load_config()
+    monkeypatch.delenv("CAROUSEL_ALLOW_ANONYMOUS")
+    assert not load_config().is_loopback_only
+
+
+def test_of_several_tenants_none_gets_the_whole_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter, unless it is set; where there are no tenants, all of it."""
+    assert load_config().tenant_queue == 4096
+    monkeypatch.setenv("CAROUSEL_API_KEYS", "lines of keys")
+    assert load_config().tenant_queue == 1024
+    monkeypatch.setenv("CAROUSEL_MAX_QUEUE", "3")
+    assert load_config().tenant_queue == 1
+    monkeypatch.setenv("CAROUSEL_MAX_QUEUE_PER_TENANT", "2")
+    assert load_config().tenant_queue == 2
+
+
 def test_the_config_is_frozen() -> None:
     """What is in force does not change while the service runs."""
     with pytest.raises(ValidationError, match="frozen"):

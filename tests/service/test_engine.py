@@ -1,6 +1,7 @@
 """The engine over real models and the memory store, against a plain loop."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -248,7 +249,7 @@ def test_a_full_server_refuses_new_sessions_and_serves_the_live_ones(sine: Model
             await engine.predict(request("b", rows(1)))
             with pytest.raises(CapacityError, match="holds 2 sessions") as caught:
                 await engine.predict(request("c", rows(1)))
-            assert caught.value.data == {"retry_after_s": 20}
+            assert caught.value.data == {"limit": "sessions", "retry_after_s": 20}
             assert (await engine.predict(request("a", rows(1), 1))).step == 2
             await engine.drop(SessionKey("", "b"))
             assert (await engine.predict(request("c", rows(1)))).created
@@ -567,8 +568,33 @@ def test_a_full_queue_refuses_and_room_is_announced(sine: Model) -> None:
                 await engine.submit(request(name, rows(1)))
             with pytest.raises(CapacityError, match="2 requests are waiting"):
                 await engine.submit(request("c", rows(1)))
-            await asyncio.wait_for(engine.wait_for_room(), timeout=10)
+            await asyncio.wait_for(engine.wait_for_room(""), timeout=10)
             assert (await engine.predict(request("c", rows(1)))).created
+
+    run(scenario())
+
+
+def test_a_full_queue_says_when_it_will_be_done_at_the_pace_measured(sine: Model) -> None:
+    """Of a model that takes 50 ms a request, which the engine must find out by itself."""
+
+    class Slow(Model):
+        def run(self, chunks: Any, states: Any) -> Any:
+            time.sleep(0.05 * len(chunks))
+            return super().run(chunks, states)
+
+    slow = Slow(sine.artifact, sine.runtime, type(sine.cost)(base_s=1.0, per_row_s=0.0))
+
+    async def scenario() -> None:
+        async with running(Catalog([slow]), max_batch=2, max_queue=100) as engine:
+            first = [await engine.submit(request(f"w-{n}", rows(1))) for n in range(100)]
+            with pytest.raises(CapacityError) as guessed:
+                await engine.submit(request("s", rows(1)))
+            assert guessed.value.data == {"limit": "queue", "retry_after_s": 1}
+            await asyncio.wait([job.future for job in first[:60]])
+            for n in range(60):
+                await engine.submit(request(f"x-{n}", rows(1)))
+            with pytest.raises(CapacityError, match=r"retry in [4-7] s"):
+                await engine.submit(request("s", rows(1)))
 
     run(scenario())
 

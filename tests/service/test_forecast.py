@@ -533,7 +533,7 @@ def test_a_full_queue_refuses_a_forecast(sine: Model) -> None:
         async with running(Catalog([sine]), max_queue=1) as engine:
             await predict(engine, "s", rows(3))
             accepted = await engine.forecast(asked("s", 5))
-            with pytest.raises(CapacityError, match="1 requests are waiting"):
+            with pytest.raises(CapacityError, match="1 requests"):
                 await engine.forecast(asked("s", 5))
             while await engine.read_forecast(accepted):
                 pass
@@ -552,13 +552,31 @@ def test_forecasts_leave_room_for_others(made: dict[str, Model]) -> None:
             second = await engine.forecast(asked("s", 5))
             with pytest.raises(CapacityError, match="of 9 samples are under way and 2 more") as e:
                 await engine.forecast(asked("s", 5, samples=2))
-            assert e.value.data == {"retry_after_s": 1}
+            assert e.value.data == {"limit": "forecasts", "retry_after_s": 1}
             assert (await predict(engine, "s", rows(1, width=2))).step == 4
             while await engine.read_forecast(second):
                 pass
             assert len(await forecast(engine, asked("s", 5, samples=2))) == 5
             engine.abandon(first)
             assert len(await forecast(engine, asked("s", 5, samples=8))) == 5
+
+    run(scenario())
+
+
+def test_a_tenants_forecasts_leave_room_for_its_other_requests(made: dict[str, Model]) -> None:
+    """And those of other tenants are not counted among them."""
+    limits = {"max_batch": 8, "max_queue": 200, "max_queue_per_tenant": 20}
+    start = Given(rows(3, width=2))
+
+    async def scenario() -> None:
+        async with running(Catalog([made["noisy"]]), **limits) as engine:
+            wide = asked(None, 300, samples=8, rows=start)
+            first = await engine.forecast(wide)
+            with pytest.raises(CapacityError, match="your forecasts of 8 samples") as caught:
+                await engine.forecast(wide)
+            assert caught.value.data["limit"] == "tenant_forecasts"
+            assert len(await forecast(engine, replace(wide, tenant="acme"))) == 300
+            engine.abandon(first)
 
     run(scenario())
 
