@@ -32,7 +32,14 @@ from service.errors import (
     SessionNotFoundError,
     UnknownModelError,
 )
-from service.forecast import Forecast, ForecastLimits, ForecastRequest, Line, check_session
+from service.forecast import (
+    Forecast,
+    ForecastLimits,
+    ForecastRequest,
+    Line,
+    UnderWay,
+    check_session,
+)
 from service.job import Answer, Job, Request
 from service.metrics import Metrics, unread_metrics
 from service.model import Model
@@ -50,9 +57,6 @@ INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # or one, of 64 with two or three.
 GATHER_TURNS = 2
 MAX_FORECAST_STEPS = 100_000  # of all samples: at 0.1 ms a step, what a drain may wait for it
-FORECASTS_SHARE = (
-    2  # samples under way are at most the queue / 2: they stay long, others must get in
-)
 MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
 logger = logging.getLogger("carousel.engine")
@@ -84,10 +88,6 @@ class Engine:
         self._store = store
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
-        per_tenant = max_queue if max_queue_per_tenant is None else max_queue_per_tenant
-        self._max_samples = max(max_batch, max_queue // FORECASTS_SHARE)
-        self._max_samples_per_tenant = max(max_batch, per_tenant // FORECASTS_SHARE)
-        self._forecasts: list[Forecast] = []  # under way, when one was last accepted
         self._entropy = entropy
         self.metrics = metrics or unread_metrics()
         self._sweep_period_s = sweep_period_s
@@ -99,6 +99,9 @@ class Engine:
             max_queue,
             max_per_tenant=max_queue_per_tenant,
             retry_after_s=self._pace.retry_after_s,
+        )
+        self._under_way = UnderWay(
+            max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
@@ -154,29 +157,11 @@ class Engine:
         if forecast.is_whole:
             future.set_result(None)
             return forecast
-        self._refuse_too_many(forecast)
+        self._under_way.check(forecast)
         self._batcher.add(forecast)
+        self._under_way.add(forecast)
         self._work.set()
-        self._forecasts.append(forecast)
         return forecast
-
-    def _refuse_too_many(self, new: Forecast) -> None:
-        self._forecasts = [one for one in self._forecasts if not one.future.done()]
-        tenants = [one for one in self._forecasts if one.tenant == new.tenant]
-        for limit, whose, most in (
-            ("forecasts", self._forecasts, self._max_samples),
-            ("tenant_forecasts", tenants, self._max_samples_per_tenant),
-        ):
-            under_way = sum(one.samples for one in whose)
-            if under_way + new.samples > most:
-                wait_s = self._pace.retry_after_s(under_way)
-                raise CapacityError(
-                    f"{'your ' if whose is tenants else ''}forecasts of {under_way} samples are "
-                    f"under way and {new.samples} more are asked for, the server takes {most}; "
-                    f"retry in {wait_s} s",
-                    limit=limit,
-                    retry_after_s=wait_s,
-                )
 
     async def read_forecast(self, forecast: Forecast) -> list[Line]:
         """The lines since the last call, as soon as there is one; none at the end.

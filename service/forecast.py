@@ -17,7 +17,7 @@ Rules
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from service.batcher import APART_SLICE_STEPS
 from service.errors import (
+    CapacityError,
     NotFiniteError,
     RequestError,
     ResultNotFiniteError,
@@ -39,6 +40,7 @@ from service.session import Ask, Move, Record, SessionKey, decide
 Array = np.ndarray
 
 MAX_AHEAD = 256  # lines that wait for their reader; some ten milliseconds of a small model
+SHARE = 2  # samples under way are at most half of the queue, as they stay long
 _NO_ROWS = b"a forecast"  # the digest of no request: a forecast is never a retry
 
 _numbers = itertools.count()
@@ -253,6 +255,47 @@ class Forecast:
             "changed nothing",
             at_step=self.next_step,
         )
+
+
+class UnderWay:
+    """The forecasts of one engine that have not ended, and how many samples more it takes."""
+
+    def __init__(
+        self,
+        max_batch: int,
+        max_queue: int,
+        max_per_tenant: int | None,
+        retry_after_s: Callable[[int], int],
+    ) -> None:
+        """As the batcher's; as many samples as fill a batch are always taken."""
+        per_tenant = max_queue if max_per_tenant is None else max_per_tenant
+        self._most = max(max_batch, max_queue // SHARE)
+        self._most_per_tenant = max(max_batch, per_tenant // SHARE)
+        self._retry_after_s = retry_after_s
+        self._forecasts: list[Forecast] = []  # some of them may have ended
+
+    def add(self, forecast: Forecast) -> None:
+        """It counts until its future is done."""
+        self._forecasts.append(forecast)
+
+    def check(self, new: Forecast) -> None:
+        """Whether there is room for `new`; CapacityError: not now."""
+        self._forecasts = [one for one in self._forecasts if not one.future.done()]
+        of_tenant = [one for one in self._forecasts if one.tenant == new.tenant]
+        self._check(new, self._forecasts, self._most, "forecasts")
+        self._check(new, of_tenant, self._most_per_tenant, "tenant_forecasts")
+
+    def _check(self, new: Forecast, others: Sequence[Forecast], most: int, limit: str) -> None:
+        under_way = sum(one.samples for one in others)
+        if under_way + new.samples > most:
+            wait_s = self._retry_after_s(under_way)
+            whose = "your forecasts" if limit == "tenant_forecasts" else "forecasts"
+            raise CapacityError(
+                f"{whose} of {under_way} samples are under way and {new.samples} more are asked "
+                f"for, the server takes {most}; retry in {wait_s} s",
+                limit=limit,
+                retry_after_s=wait_s,
+            )
 
 
 def _chance(request: ForecastRequest, model: Model, limits: ForecastLimits) -> Chance:
