@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pipeline",
         type=Path,
         help="what stands before and after the module, .json: scaling of x and y, vocabulary, "
-        "classes, choose, alarm (docs/exporting.md)",
+        "classes, choose, alarm, error (docs/exporting.md)",
     )
     add("--call", metavar="NOTATION", help='how it is called: "x, (h, c) -> h, c"; see below')
     add(

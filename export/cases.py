@@ -177,8 +177,7 @@ class Cases:
             return self.pipeline.encode(self.pipeline.decode(y)).astype(np.float32)
 
     def _can_close(self) -> bool:
-        x, y = self._ports.x, self._ports.y
-        return self.means == "numbers" and x.dtype == y.dtype == "float32" and x.shape == y.shape
+        return self.pipeline.feeds_numbers_back(self._ports.x, self._ports.y)
 
     def _driven_cases(self) -> list[list[Case]]:
         """Cases of one length are rows of one batch; the first is the real input."""

@@ -74,7 +74,16 @@ class Forecasting:
         return Scaler.fit(self.series.train)
 
     def finished_pipeline(self, model: nn.Module) -> Pipeline:
-        return Pipeline(x=self.scaler, y=self.scaler)
+        return Pipeline(x=self.scaler, y=self.scaler, error_std=self._error_std(model))
+
+    def _error_std(self, model: nn.Module) -> NDArray[np.float64]:
+        """(I,) of what one step misses on the validation data, in raw units."""
+        raw = self.series.validation
+        x = torch.from_numpy(self.scaler.standardise(raw))[None, :-1]  # (1, T - 1, I)
+        with torch.no_grad():
+            y, _ = forecast(model, x, 1)
+        missed = raw[self.warmup + 1 :] - self.scaler.restore(y[0])[self.warmup :]
+        return np.asarray(np.sqrt((missed**2).mean(axis=0)), np.float64)
 
     @cached_property
     def _train(self) -> Array:

@@ -67,6 +67,8 @@ class Pipeline:
         unknown: the token of the vocabulary that stands for what it does not have.
         classes: what each of the logits of y means.
         alarm: where y is a reconstruction of x.
+        error_std: (F,) float64, raw units: where y forecasts the next x, the standard deviation of
+            what it misses, on data that training did not see.
     """
 
     x: Scaler | None = None
@@ -75,6 +77,7 @@ class Pipeline:
     unknown: str | None = None
     classes: tuple[str, ...] | None = None
     alarm: Alarm | None = None
+    error_std: NDArray[np.float64] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``pipeline.json``."""
@@ -85,5 +88,6 @@ class Pipeline:
             "unknown": self.unknown,
             "classes": self.classes and list(self.classes),
             "alarm": self.alarm and asdict(self.alarm),
+            "error": None if self.error_std is None else {"std": self.error_std.tolist()},
         }
         return {name: part for name, part in content.items() if part is not None}

@@ -160,6 +160,7 @@ class Carousel:
             max_batch=config.max_batch,
             max_queue=config.max_queue,
             max_steps=config.max_steps_per_request,
+            max_forecast_steps=config.max_forecast_steps,
             max_queue_per_tenant=config.tenant_queue,
             metrics=Metrics(),
             sweep_period_s=period_of(config.idle_timeout_s),

@@ -7,6 +7,7 @@ Rules
   longest row has less than four times the steps of the shortest, which bounds what padding costs.
 - A job that runs apart (its model is not isolated, and makes a call of each step of each row) has
   a batch to itself: rows beside it would save nothing, and all else would wait for all of them.
+- A job may fill several rows of a batch (a forecast of many samples); it is never split.
 - A long chunk runs in slices of at most `slice_steps`, or `APART_SLICE_STEPS` where it runs apart;
   between two slices others have their turn.
 - Lanes (a model and a range of lengths) take turns, and so do the sessions of a lane.
@@ -15,7 +16,8 @@ Rules
 
 How it works: each session has a queue of jobs, and stands in the lane of its first job unless
 that job is running. `take` empties the lane whose turn it is, up to `max_batch` rows; `release`
-puts the session back at the end of a lane, if it has more to do.
+puts the session back at the end of a lane, if it has more to do. `park` puts it aside instead,
+until `wake`.
 """
 
 from collections import Counter, deque
@@ -57,13 +59,18 @@ class Job(Protocol):
         """At least 1; may change while the job runs, not while it waits."""
         ...
 
+    @property
+    def rows(self) -> int:
+        """Rows that it fills in a batch; may change while the job runs, not while it waits."""
+        ...
+
 
 J = TypeVar("J", bound=Job)
 
 
 @dataclass(frozen=True)
 class Row(Generic[J]):
-    """One session's part of a batch: the next `steps` of its job."""
+    """One job's part of a batch: its next `steps`."""
 
     job: J
     steps: int
@@ -97,6 +104,7 @@ class Batcher(Generic[J]):
         self._queues: dict[Hashable, deque[J]] = {}
         self._lanes: dict[Lane, dict[Hashable, None]] = {}  # both dicts in order of turn
         self._running: set[Hashable] = set()
+        self._parked: set[Hashable] = set()
         self._count = 0
 
     def is_full_for(self, tenant: Hashable) -> bool:
@@ -139,11 +147,17 @@ class Batcher(Generic[J]):
         waiting = self._lanes.pop(lane)
         rows: list[Row[J]] = []
         first = self._queues[next(iter(waiting))][0]  # a lane is of one model
-        for key in list(waiting)[: 1 if first.runs_apart else self._max_batch]:
+        room = first.rows if first.runs_apart else max(first.rows, self._max_batch)
+        for key in list(waiting):
+            job = self._queues[key][0]
+            if job.rows > room:
+                continue  # it is among the first of the next batch
             del waiting[key]
             self._running.add(key)
-            job = self._queues[key][0]
             rows.append(Row(job, self._slice_of(job)))
+            room -= job.rows
+            if room == 0:
+                break
         if waiting:
             self._lanes[lane] = waiting  # at the end: the other lanes have their turn first
         return rows
@@ -157,6 +171,17 @@ class Batcher(Generic[J]):
             self._forget(job)
         self._next_in(job.key)
 
+    def park(self, job: J) -> None:
+        """End a job's part in a batch; it stays first of its session, and takes no turn."""
+        self._running.remove(job.key)
+        self._parked.add(job.key)
+
+    def wake(self, job: J) -> None:
+        """Let a parked job wait for its turn again; nothing if it is not parked."""
+        if job.key in self._parked:
+            self._parked.remove(job.key)
+            self._enter_lane(job)
+
     def discard(self, job: J) -> bool:
         """Forget a job unless it is in a batch right now; whether it was forgotten."""
         queue = self._queues.get(job.key)
@@ -165,7 +190,9 @@ class Batcher(Generic[J]):
         is_first = queue[0] is job
         if is_first and job.key in self._running:
             return False
-        if is_first:
+        if is_first and job.key in self._parked:
+            self._parked.remove(job.key)
+        elif is_first:
             self._leave_lane(job)
         queue.remove(job)
         self._forget(job)

@@ -5,6 +5,8 @@ Rules
   the step's index alone: a request that is sent again gets the same, in whatever chunks.
 - Chance is counter-based (Philox; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
   2011): a step's number is found by its index, without those before it.
+- Samples of one stream draw from counts that no step of the stream itself comes to: what one of
+  them draws does not depend on how many there are.
 """
 
 import hashlib
@@ -17,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = np.ndarray
 
-_WORDS = 4  # of 64 bits that Philox makes of one count; the first is used
+_WORDS = 4  # of 64 bits that Philox makes of one count; of a stream's step the first is used
+_SAMPLES_BITS = 64  # counts below 2^64 are the stream's own steps, those above its samples'
 _BLOCK_VALUES = 1 << 20  # logits at a time: 8 MiB in float64, whatever the size of the vocabulary
 
 
@@ -57,8 +60,17 @@ def choose(logits: Array, how: Argmax | Sample, stream: Sequence[str], step: int
         (T,) int64, from 0 to V - 1.
     """
     if isinstance(how, Argmax):
-        return np.asarray(logits.argmax(axis=1), np.int64)
-    chances = uniforms(how.seed, stream, step, len(logits))
+        return likeliest(logits)
+    return draw(logits, how, uniforms(how.seed, stream, step, len(logits)))
+
+
+def likeliest(logits: Array) -> Array:
+    """(N, V) -> (N,) int64: the greatest of each row, of equal ones the first."""
+    return np.asarray(logits.argmax(axis=1), np.int64)
+
+
+def draw(logits: Array, how: Sample, chances: Array) -> Array:
+    """(N, V) logits and (N,) chances in [0, 1) -> (N,) int64, one index a row."""
     rows = max(1, _BLOCK_VALUES // logits.shape[1])
     blocks = [
         _draw(logits[at : at + rows].astype(np.float64), how, chances[at : at + rows])
@@ -69,10 +81,25 @@ def choose(logits: Array, how: Argmax | Sample, stream: Sequence[str], step: int
 
 def uniforms(seed: int, stream: Sequence[str], first: int, count: int) -> Array:
     """(count,) float64 in [0, 1): each a function of seed, stream and its index from `first` on."""
+    return _chances(seed, stream, first, count)[:, 0]
+
+
+def sample_uniforms(
+    seed: int, stream: Sequence[str], step: int, samples: int, each: int = 1
+) -> Array:
+    """(samples, each) float64 in [0, 1) of one step, for samples beside the stream itself."""
+    counts = -(-each // _WORDS)  # of each sample
+    first = (step + 1) << _SAMPLES_BITS
+    chances = _chances(seed, stream, first, samples * counts)
+    return chances.reshape(samples, counts * _WORDS)[:, :each]
+
+
+def _chances(seed: int, stream: Sequence[str], first: int, count: int) -> Array:
+    """(count, _WORDS) float64 in [0, 1)."""
     name = json.dumps([seed, *stream]).encode()
     key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
     words = np.random.Philox(key=key, counter=first).random_raw(_WORDS * count)
-    return np.asarray((words[::_WORDS] >> np.uint64(11)) * 2.0**-53)
+    return np.asarray((words.reshape(count, _WORDS) >> np.uint64(11)) * 2.0**-53)
 
 
 def softmax(logits: Array) -> Array:

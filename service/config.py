@@ -35,6 +35,7 @@ class Config(BaseSettings):
 
     max_batch: PositiveInt = 256  # rows; beyond it a batch of a small model gains nothing
     max_steps_per_request: PositiveInt = 16_384  # one slice after another, seconds of work at most
+    max_forecast_steps: PositiveInt = 100_000  # horizon x samples; some ten seconds at most
     max_body_bytes: PositiveInt = 8 << 20  # 8 MiB: 16,384 rows of 24 numbers of 20 digits
     max_sessions: PositiveInt = 100_000  # 100 MiB of states of 1 KiB (hidden 128, one layer)
     max_queue: PositiveInt = 4_096  # requests; a second of work for one core, then 429

@@ -7,6 +7,7 @@ Rules
 - An exception in a run fails the jobs of that batch, and never the loop.
 - Once draining, accepted requests are answered and new ones refused.
 - A job that nobody waits for any more is not run.
+- A forecast is a job like others, whose rows are never committed (`service/forecast.py`).
 
 The engine is one task on the server's loop. A batch that is estimated to take less than
 `INLINE_S` runs on the loop itself: a trip to a thread and back costs more than that, under load.
@@ -28,9 +29,16 @@ from service.errors import (
     CarouselError,
     DrainingError,
     InternalError,
-    ResultNotFiniteError,
     SessionNotFoundError,
     UnknownModelError,
+)
+from service.forecast import (
+    Forecast,
+    ForecastLimits,
+    ForecastRequest,
+    Line,
+    UnderWay,
+    check_session,
 )
 from service.job import Answer, Job, Request
 from service.metrics import Metrics, unread_metrics
@@ -41,12 +49,14 @@ from service.store import Commit, Outcome, Store
 from service.sweeper import sweep_forever
 
 Array = np.ndarray
+Work = Job | Forecast
 
 INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # Loop turns between the first request and its batch: one reads the sockets, one runs the handlers
 # that were woken. Bursts of 64 requests over 64 connections met in batches of 52 rows with none
 # or one, of 64 with two or three.
 GATHER_TURNS = 2
+MAX_FORECAST_STEPS = 100_000  # of all samples: at 0.1 ms a step, what a drain may wait for it
 MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
 logger = logging.getLogger("carousel.engine")
@@ -63,6 +73,7 @@ class Engine:
         max_batch: int,
         max_queue: int,
         max_steps: int,
+        max_forecast_steps: int = MAX_FORECAST_STEPS,
         max_queue_per_tenant: int | None = None,
         metrics: Metrics | None = None,
         sweep_period_s: float | None = None,
@@ -76,17 +87,21 @@ class Engine:
         self.catalog = catalog
         self._store = store
         self._max_steps = max_steps
+        self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
         self._entropy = entropy
         self.metrics = metrics or unread_metrics()
         self._sweep_period_s = sweep_period_s
         self._pace = Pace(max_queue)
-        self._finished = 0  # jobs that left the queue, ever
+        self._finished = 0  # jobs that left the queue and steps that were forecast, ever
         self._busy_since: float | None = None  # when the last batch ended; None: nothing waited
-        self._batcher: Batcher[Job] = Batcher(
+        self._batcher: Batcher[Work] = Batcher(
             max_batch,
             max_queue,
             max_per_tenant=max_queue_per_tenant,
             retry_after_s=self._pace.retry_after_s,
+        )
+        self._under_way = UnderWay(
+            max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
@@ -124,13 +139,54 @@ class Engine:
         job = await self.submit(request)
         return await job.future
 
+    async def forecast(self, request: ForecastRequest) -> Forecast:
+        """Accept a forecast, from where its session stands now; `read_forecast` gives its lines.
+
+        Raises:
+            ClientError: there is no such session, or its model cannot do this. Send another.
+            ArtifactError, CapacityError, DrainingError: as `submit`.
+        """
+        self.refuse_if_draining()
+        record: Record | None = None
+        if request.key is not None:
+            (record,) = await self._store.get([request.key])
+        check_session(request, record)
+        model = self._model_of(request, record)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        forecast = Forecast(request, record, model, self._forecast_limits, future)
+        if forecast.is_whole:
+            future.set_result(None)
+            return forecast
+        self._under_way.check(forecast)
+        self._batcher.add(forecast)
+        self._under_way.add(forecast)
+        self._work.set()
+        return forecast
+
+    async def read_forecast(self, forecast: Forecast) -> list[Line]:
+        """The lines since the last call, as soon as there is one; none at the end.
+
+        Raises:
+            CarouselError: what ended it early.
+        """
+        while not (lines := forecast.take()):
+            if forecast.future.done():
+                forecast.future.result()
+                return []
+            forecast.news.clear()
+            await forecast.news.wait()
+        self._batcher.wake(forecast)
+        if self._batcher.has_waiting:
+            self._work.set()
+        return lines
+
     async def wait_for_room(self, tenant: str) -> None:
         """Return once the queue takes another request of `tenant`."""
         while self._batcher.is_full_for(tenant):
             self._room.clear()
             await self._room.wait()
 
-    def abandon(self, job: Job) -> None:
+    def abandon(self, job: Work) -> None:
         """Nobody waits for this job any more: do not run it, unless it runs already."""
         job.future.cancel()
         if self._batcher.discard(job):
@@ -189,6 +245,10 @@ class Engine:
                 return before, after
             if outcome is not Outcome.LOST:
                 raise await self._full(outcome, key.tenant)
+
+    def _refuse_if_draining(self) -> None:
+        if self.is_draining:
+            raise DrainingError("the server is shutting down; send it to another, or try again")
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -255,14 +315,15 @@ class Engine:
         self._pace.note(self._finished - finished, now - since)
         self._busy_since = None if self._batcher.is_empty else now
 
-    def _fail(self, batch: Sequence[Row[Job]], error: CarouselError) -> None:
+    def _fail(self, batch: Sequence[Row[Work]], error: CarouselError) -> None:
         for row in batch:
             if self._batcher.is_running(row.job):
                 self._refuse(row.job, type(error)(error.message, **error.data))
 
-    async def _load(self, batch: Sequence[Row[Job]]) -> list[Row[Job]]:
+    async def _load(self, batch: Sequence[Row[Work]]) -> list[Row[Work]]:
         """The rows that must run; the others are answered, refused, or wait again."""
-        fresh = [row.job for row in batch if row.job.progress is None]
+        jobs = [row.job for row in batch if isinstance(row.job, Job)]
+        fresh = [job for job in jobs if job.progress is None]
         if fresh:
             records = await self._store.get([job.key for job in fresh])
             for job, record in zip(fresh, records, strict=True):
@@ -284,27 +345,43 @@ class Engine:
         else:
             job.start(record, self._entropy())
 
-    async def _run(self, rows: Sequence[Row[Job]]) -> list[Job]:
+    async def _run(self, rows: Sequence[Row[Work]]) -> list[Job]:
         """Advance each row by its slice; the jobs that are whole now."""
         if not rows:
             return []
-        model = rows[0].job.model
-        chunks, states = _slices(rows)
-        cost_s = model.cost.estimate_s(len(rows), max(row.steps for row in rows))
+        model, width = rows[0].job.model, sum(row.job.rows for row in rows)
+        cost_s = model.cost.estimate_s(width, max(row.steps for row in rows))
         if cost_s < INLINE_S:
-            result = model.run(chunks, states)
+            slices = _run_slices(model, rows)
         else:
             loop = asyncio.get_running_loop()
-            result = await loop.run_in_executor(self._pool, model.run, chunks, states)
+            slices = await loop.run_in_executor(self._pool, _run_slices, model, rows)
         whole: list[Job] = []
-        for row, y, state, finite in zip(rows, *result, strict=True):
-            if not finite:
-                self._refuse(row.job, _not_finite(row, y))
-            elif _progress(row.job, y, state):
+        for row, result in zip(rows, slices, strict=True):
+            if isinstance(result, CarouselError):
+                self._refuse(row.job, result)
+            elif isinstance(row.job, Forecast):
+                self._tell(row.job, result)
+            elif row.job.steps_left == 0:
                 whole.append(row.job)
             else:
                 self._batcher.release(row.job, finished=False)
         return whole
+
+    def _tell(self, forecast: Forecast, lines: Sequence[Line]) -> None:
+        """Give a forecast's reader what a batch found out."""
+        forecast.put(lines)
+        over = forecast.is_whole or forecast.future.done()  # done already: abandoned
+        if over:
+            self._leave(forecast)
+            if not forecast.future.done():
+                forecast.future.set_result(None)
+            return
+        self._finished += 1
+        if forecast.is_ahead:
+            self._batcher.park(forecast)
+        else:
+            self._batcher.release(forecast, finished=False)
 
     async def _commit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
@@ -327,7 +404,7 @@ class Engine:
                 job.restart()
                 self._batcher.release(job, finished=False)
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Work) -> None:
         """The end of a job that was in a batch."""
         self._batcher.release(job, finished=True)
         self._finished += 1
@@ -342,7 +419,7 @@ class Engine:
         if not job.future.done():
             job.future.set_result(answer)
 
-    def _refuse(self, job: Job, error: CarouselError) -> None:
+    def _refuse(self, job: Work, error: CarouselError) -> None:
         self._leave(job)
         if not job.future.done():
             job.future.set_exception(error)
@@ -372,33 +449,35 @@ class Engine:
         (record,) = await self._store.get([request.key])
         return self._model_of(request, record)
 
-    def _model_of(self, request: Request, record: Record | None) -> Model:
+    def _model_of(self, request: Request | ForecastRequest, record: Record | None) -> Model:
         if record is None:
             return self.catalog.for_new(request.model)
         try:
             return self.catalog.get(f"{record.model}:{record.version}")
         except UnknownModelError as error:
             raise UnknownModelError(
-                f"session `{request.key.session_id}` lives on {record.model}:{record.version}, "
+                f"session `{request.session_id}` lives on {record.model}:{record.version}, "
                 f"which is not served here; {error.message}",
                 **error.data,
             ) from error
 
 
-def _slices(rows: Sequence[Row[Job]]) -> tuple[list[Array], list[bytes]]:
-    chunks: list[Array] = []
-    states: list[bytes] = []
-    for row in rows:
-        progress = row.job.started
-        chunks.append(row.job.x[progress.steps : progress.steps + row.steps])
-        states.append(progress.state)
-    return chunks, states
-
-
-def _progress(job: Job, y: Array, state: bytes) -> bool:
-    """Note one slice's result; whether the job is whole."""
-    job.started.add(y, state)
-    return job.steps_left == 0
+def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] | CarouselError]:
+    """Run a batch; of each job the lines (a forecast's) or what went wrong. No loop is needed."""
+    jobs = [row.job for row in rows]
+    chunks = [chunk for row in rows for chunk in row.job.chunks(row.steps)]
+    states = [state for job in jobs for state in job.states()]
+    ys, after, finite = model.run(chunks, states)
+    found: list[Sequence[Line] | CarouselError] = []
+    at = 0
+    for job in jobs:
+        part = slice(at, at + job.rows)
+        at = part.stop
+        try:
+            found.append(job.advance(ys[part], after[part], finite[part]))
+        except CarouselError as error:
+            found.append(error)
+    return found
 
 
 def _record_of(job: Job) -> Record:
@@ -411,19 +490,6 @@ def _record_of(job: Job) -> Record:
         progress.y(),
         progress.state,
         created=progress.before is None,
-    )
-
-
-def _not_finite(row: Row[Job], y: Array) -> ResultNotFiniteError:
-    progress = row.job.started
-    bad = ~np.isfinite(y.reshape(len(y), -1)).all(axis=1)
-    at = progress.base.step + progress.steps + (int(bad.argmax()) if bad.any() else len(y) - 1)
-    return ResultNotFiniteError(
-        f"the model's result for session `{row.job.key.session_id}` is not finite at step {at}; "
-        f"the session stays at step {progress.base.step}",
-        session_id=row.job.key.session_id,
-        step=progress.base.step,
-        at_step=at,
     )
 
 

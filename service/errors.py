@@ -107,6 +107,12 @@ class SessionNotFoundError(ClientError):
     status = 404
 
 
+class CannotForecastError(ClientError):
+    """The model cannot go on by itself: its y is not its next x, or nothing in it is drawn."""
+
+    code = "cannot_forecast"
+
+
 class RouteNotFoundError(ClientError):
     """No such route."""
 

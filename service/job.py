@@ -1,13 +1,13 @@
 """A request on its way through the engine, and its answer, the same under every protocol."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from service.errors import TooLongError
+from service.errors import ResultNotFiniteError, TooLongError
 from service.model import Model
 from service.session import Ask, LastReply, Record, SessionKey, begin, digest_of
 from service.wire import RowShape
@@ -34,6 +34,10 @@ class Request:
     want: tuple[str, ...] | None = None  # fields of the reply; None: all
     choose: Mapping[str, Any] | None = None  # None: as the model's pipeline says
     most: int | None = None  # live sessions of its tenant; None: as many as the store takes
+
+    @property
+    def session_id(self) -> str:
+        return self.key.session_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,46 @@ class Job:
         return not self.model.runtime.isolated
 
     @property
+    def rows(self) -> int:
+        return 1
+
+    @property
     def steps_left(self) -> int:
         return len(self.x) - (self.progress.steps if self.progress else 0)
+
+    def chunks(self, steps: int) -> list[Array]:
+        """(steps, ...) for each row: what it runs next."""
+        done = self.started.steps
+        return [self.x[done : done + steps]]
+
+    def states(self) -> list[bytes]:
+        """For each row."""
+        return [self.started.state]
+
+    def advance(
+        self, ys: Sequence[Array], states: Sequence[bytes], finite: Sequence[bool]
+    ) -> tuple[()]:
+        """Take what the model gave for `chunks`.
+
+        Raises:
+            ResultNotFiniteError: it is NaN or infinity; nothing was taken.
+        """
+        if not finite[0]:
+            raise self._not_finite(ys[0])
+        self.started.add(ys[0], states[0])
+        return ()
+
+    def _not_finite(self, y: Array) -> ResultNotFiniteError:
+        progress = self.started
+        bad = ~np.isfinite(y.reshape(len(y), -1)).all(axis=1)
+        at = progress.base.step + progress.steps + (int(bad.argmax()) if bad.any() else len(y) - 1)
+        return ResultNotFiniteError(
+            f"the model's result for session `{self.key.session_id}` is not finite at step {at}; "
+            f"the session stays at step {progress.base.step}",
+            session_id=self.key.session_id,
+            step=progress.base.step,
+            at_step=at,
+        )
 
     def start(self, before: Record | None, birth: int) -> None:
         """Run from `before`, or as a new session."""

@@ -22,6 +22,7 @@ EXPECTED = (  # for those who write one by hand
     'expected an object of any of "x" and "y": {"mean": [..], "std": [..]}, one number a feature; '
     '"vocabulary": ["a", "b", ..], with "unknown": "?" one of it; "classes": ["calm", ..]; '
     f'"choose": {CHOOSE_FORM}; '
+    '"error": {"std": [..]}, how far a forecast of the next step is off, one number a feature; '
     '"alarm": {"score": "y", "mse", "mae" or "max", "threshold": 0.5}'
 )
 
@@ -66,6 +67,23 @@ class Scaling(BaseModel):
         return self
 
 
+class Error(BaseModel):
+    """How far a forecast of the next step is off, as measured on data that training never saw.
+
+    What it misses is taken for Gaussian, independent from step to step and of feature to feature.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    std: Numbers  # raw units, >= 0, one a feature of y
+
+    @model_validator(mode="after")
+    def _check(self) -> "Error":
+        if min(self.std) < 0:
+            raise ValueError(f"`std` must not be negative, got {self.std}")
+        return self
+
+
 class Alarm(BaseModel):
     """When a detector of anomalies speaks up: at a step whose score is above the threshold.
 
@@ -104,7 +122,8 @@ class Pipeline(BaseModel):
 
     With a `vocabulary` x is text, as ids or one-hot; a token that it has not is read as `unknown`,
     or refused where none is declared. y then holds one logit a token, if it has as many, or one a
-    class of `classes`; `choose` says which is taken.
+    class of `classes`; `choose` says which is taken. `error` belongs to a model whose y forecasts
+    its next x: samples of a forecast are drawn with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,6 +135,7 @@ class Pipeline(BaseModel):
     classes: Names | None = None
     alarm: Alarm | None = None
     choose: Choose | None = None
+    error: Error | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Pipeline":
@@ -189,7 +209,7 @@ class Pipeline(BaseModel):
                     f"the pipeline's `{what}` has {len(scaling.mean)} features, "
                     f"the module's {what} has shape {list(port.shape)}"
                 )
-        return self._misfit_of_x(x) or self._misfit_of_y(y)
+        return self._misfit_of_x(x) or self._misfit_of_y(y) or self._misfit_of_error(x, y)
 
     def _misfit_of_x(self, x: PortLike) -> str | None:
         if self.vocabulary is None:
@@ -227,6 +247,27 @@ class Pipeline(BaseModel):
                 f"{list(y.shape)}, the `vocabulary` {len(self.vocabulary or ())} tokens"
             )
         return None
+
+    def _misfit_of_error(self, x: PortLike, y: PortLike) -> str | None:
+        if self.error is None:
+            return None
+        if not self.feeds_numbers_back(x, y):
+            return (
+                f"the pipeline's `error` is that of a forecast of the next x, the module's x has "
+                f"shape {list(x.shape)} and its y {list(y.shape)}; leave it out"
+            )
+        if y.shape[-1] != len(self.error.std):
+            return (
+                f"the pipeline's `error` has {len(self.error.std)} features, the module's y has "
+                f"shape {list(y.shape)}"
+            )
+        return None
+
+    def feeds_numbers_back(self, x: PortLike, y: PortLike) -> bool:
+        """Whether y is numbers that can be the next x."""
+        tail = list(y.shape[2:])
+        is_same = x.dtype == y.dtype == "float32" and tail == list(x.shape[2:])
+        return is_same and self.y_means(tail) == "numbers"
 
     def encode(self, x: Array) -> Array:
         """Raw x (..., I), raw units -> (..., I) float64, standardised (unitless). A copy."""

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +31,8 @@ MAX_SESSION_ID_CHARS = 256  # long enough for any UUID, path or topic; short eno
 MAX_STEP = 2**63 - 1  # what a signed 64-bit counter holds, in any store
 
 _FIELDS = "{session_id, x, step?, model?, want?, choose?}"
+_FORECAST_FIELDS = "{horizon, session_id?, x?, step?, model?, samples?, seed?, want?, choose?}"
+_ABSENT = (b"", b"null")  # an `x` that is not there
 _KINDS = {float: "a number", int: "an integer"}
 
 
@@ -60,7 +62,32 @@ class RowShape:
         return f"({shape}){text}"
 
 
+class ForecastEnvelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A /forecast body, with `x` still raw."""
+
+    horizon: Annotated[int, msgspec.Meta(ge=1)]
+    session_id: (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SESSION_ID_CHARS)] | None
+    ) = None
+    x: msgspec.Raw = msgspec.Raw()
+    step: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    samples: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    want: list[str] | None = None
+    choose: dict[str, Any] | None = None
+
+    @property
+    def raw_x(self) -> bytes | None:
+        """None: there is none."""
+        raw = bytes(self.x)
+        return None if raw.strip() in _ABSENT else raw
+
+
+E = TypeVar("E", Envelope, ForecastEnvelope)
+
 _envelopes = msgspec.json.Decoder(Envelope)
+_forecast_envelopes = msgspec.json.Decoder(ForecastEnvelope)
 _texts = msgspec.json.Decoder(str | list[str])
 
 
@@ -72,12 +99,30 @@ def decode_envelope(body: bytes) -> Envelope:
         NotFiniteError: it holds NaN or Infinity. Send finite numbers.
         RequestError: a field is missing, unknown, or of the wrong type.
     """
+    return _decode(_envelopes, body, _FIELDS)
+
+
+def decode_forecast(body: bytes) -> ForecastEnvelope:
+    """Read a /forecast body up to `x`; raises as `decode_envelope`."""
+    envelope = _decode(_forecast_envelopes, body, _FORECAST_FIELDS)
+    numbers = {
+        "horizon": envelope.horizon,
+        "samples": envelope.samples,
+        "seed": envelope.seed,
+    }
+    for name, value in numbers.items():
+        if value is not None and value > MAX_STEP:
+            raise RequestError(f"`{name}` is {value}, expected at most {MAX_STEP}")
+    return envelope
+
+
+def _decode(decoder: "msgspec.json.Decoder[E]", body: bytes, fields: str) -> E:
     try:
-        envelope = _envelopes.decode(body)
+        envelope = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise RequestError(f"{_plain(str(error))}; expected {_FIELDS}") from error
+        raise RequestError(f"{_plain(str(error))}; expected {fields}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _why_not_json(body, error) from error
+        raise _why_not_json(body, error, fields) from error
     if envelope.step is not None and envelope.step > MAX_STEP:
         raise RequestError(f"`step` is {envelope.step}, expected at most {MAX_STEP}")
     return envelope
@@ -142,7 +187,7 @@ def encode_answer(
 
 def encode(body: object) -> bytes:
     """Any other reply."""
-    return orjson.dumps(body)
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @lru_cache(maxsize=64)
@@ -157,12 +202,12 @@ def _plain(message: str) -> str:
     return message.replace("`$.", "`").replace("`$`", "the body")
 
 
-def _why_not_json(body: bytes, error: Exception) -> ClientError:
+def _why_not_json(body: bytes, error: Exception, fields: str) -> ClientError:
     """What to tell the client about a body that the strict decoder cannot read."""
     try:
         tolerant = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
-        return InvalidJsonError(f"the body is not JSON: {error}; expected {_FIELDS}")
+        return InvalidJsonError(f"the body is not JSON: {error}; expected {fields}")
     if isinstance(tolerant, dict) and (where := _find_bad_number(tolerant.get("x"))):
         return _not_finite(*where)
     return InvalidJsonError(

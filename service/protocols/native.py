@@ -2,6 +2,7 @@
 
     POST   /predict         advance one session
     POST   /stream          NDJSON in, NDJSON out: service/protocols/ndjson.py
+    POST   /forecast        what it would go on with: service/protocols/forecast.py
     GET    /sessions/{id}   where it stands
     DELETE /sessions/{id}   forget it
     GET    /models          what is served
@@ -27,6 +28,7 @@ from service.errors import (
     MethodNotAllowedError,
     RouteNotFoundError,
 )
+from service.feedback import why_not
 from service.job import Answer, Job, Request
 from service.key_ring import Caller
 from service.model import Model
@@ -42,6 +44,7 @@ from service.protocols.asgi import (
     send_error,
     send_json,
 )
+from service.protocols.forecast import read_forecast, serve_forecast
 from service.protocols.ndjson import serve_stream
 from service.session import Record, SessionKey
 from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
@@ -100,6 +103,7 @@ class NativeApp:
         self._routes: dict[str, dict[str, Handler]] = {
             "/predict": {"POST": self._predict},
             "/stream": {"POST": self._stream},
+            "/forecast": {"POST": self._forecast},
             "/models": {"GET": self._models},
             "/readyz": {"GET": self._readyz},
             SESSION: {"GET": self._look_up, "DELETE": self._drop},
@@ -192,6 +196,11 @@ class NativeApp:
             scope[CALLER].tenant,
         )
 
+    async def _forecast(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._max_body_bytes)
+        request = read_forecast(body, scope[CALLER].tenant, JsonRows)
+        await serve_forecast(self._engine, request, scope, receive, send)
+
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = _session_key(scope)
         record = await self._engine.look_up(key)
@@ -269,6 +278,7 @@ def _describe_model(model: Model) -> dict[str, object]:
         "ports": manifest.ports.model_dump(mode="json", exclude_none=True),
         "pipeline": _describe_pipeline(manifest.pipeline),
         "reply": list(model.reader.fields),
+        "forecast": why_not(model) is None,
     }
 
 

@@ -1,10 +1,12 @@
 """The native routes as OpenAPI paths, with examples; BentoML's page at / shows them."""
 
+import json
 from typing import Any
 
 from service.choice import CHOOSE_FORM
 from service.errors import (
     ArtifactError,
+    CannotForecastError,
     CapacityError,
     CarouselError,
     DrainingError,
@@ -38,6 +40,14 @@ _ANSWER = {
 }
 _SESSION = {key: _ANSWER[key] for key in ("session_id", "model", "version", "step")}
 _NEXT_LINE = '{"session_id": "pump-8", "x": [[0.3]]}'
+
+_FORECAST = {"session_id": "pump-7", "horizon": 2}
+_FORECAST_LINES: list[dict[str, object]] = [
+    {**_SESSION, "horizon": 2},
+    {"step": 2, "y": [0.24]},
+    {"step": 3, "y": [0.35]},
+    {"done": True, "step": 4},
+]
 
 _REQUEST_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -74,6 +84,63 @@ _REQUEST_SCHEMA: dict[str, Any] = {
             "description": "How a token or class is chosen from its logits, instead of as the "
             f"model's pipeline says: {CHOOSE_FORM}.",
         },
+    },
+}
+_FORECAST_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["horizon"],
+    "additionalProperties": False,
+    "properties": {
+        **_REQUEST_SCHEMA["properties"],
+        "session_id": {
+            **_REQUEST_SCHEMA["properties"]["session_id"],
+            "nullable": True,
+            "description": "Where to go on from; without it from the model's initial state, and "
+            "then `x` is needed.",
+        },
+        "horizon": {"type": "integer", "minimum": 1, "description": "Steps to forecast."},
+        "x": {
+            **_REQUEST_SCHEMA["properties"]["x"],
+            "nullable": True,
+            "description": "Rows that are read first, as those of /predict; the session does not "
+            "move.",
+        },
+        "step": {
+            "type": "integer",
+            "minimum": 0,
+            "nullable": True,
+            "description": "Where the session must stand.",
+        },
+        "samples": {
+            "type": "integer",
+            "minimum": 1,
+            "nullable": True,
+            "description": "So many ways to go on, drawn by chance; each field of a line is then "
+            "a list, one element a sample.",
+        },
+        "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "nullable": True,
+            "description": "Of what is drawn, before that of `choose`. The same seed draws the "
+            "same again.",
+        },
+    },
+}
+_LINE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "First {session_id, model, version, step, horizon}, then a line a step, then "
+    "{done, step}; or {error} as the last one.",
+    "properties": {
+        "step": {"type": "integer", "description": "The index of the step that is forecast."},
+        "y": {
+            "type": "array",
+            "items": {},
+            "description": "One row, raw units: the forecast of this step; of text, the logits of "
+            "the token at it.",
+        },
+        "text": {"type": "string", "description": "The character that is chosen for this step."},
+        "tokens": {"type": "string", "description": "The same where tokens are longer."},
     },
 }
 _ANSWER_SCHEMA: dict[str, Any] = {
@@ -182,6 +249,26 @@ def native_paths() -> dict[str, dict[str, Any]]:
                         }
                     },
                 },
+            )
+        },
+        "/forecast": {
+            "post": _operation(
+                "forecast",
+                "What the model would go on with from a session's state, its own output as its "
+                "next input; a line a step, as NDJSON or as server-sent events. The session is "
+                "left as it is.",
+                {
+                    "application/x-ndjson": {
+                        "schema": _LINE_SCHEMA,
+                        "example": "\n".join(map(json.dumps, _FORECAST_LINES)),
+                    },
+                    "text/event-stream": {
+                        "schema": {"type": "string"},
+                        "example": "event: step\nid: 2\ndata: " + json.dumps(_FORECAST_LINES[1]),
+                    },
+                },
+                (*run, CannotForecastError, SessionNotFoundError),
+                requestBody={"required": True, "content": _json(_FORECAST_SCHEMA, _FORECAST)},
             )
         },
         "/sessions/{session_id}": {

@@ -392,13 +392,22 @@ def test_the_openapi_page_shows_our_routes_with_examples(client: httpx.Client) -
     """BentoML serves the page at / and the document at /docs.json."""
     assert "swagger" in client.get("/").text.lower()
     paths = client.get("/docs.json").json()["paths"]
-    for path in ("/predict", "/stream", "/models", "/readyz", "/sessions/{session_id}"):
+    for path in (
+        "/predict",
+        "/stream",
+        "/forecast",
+        "/models",
+        "/readyz",
+        "/sessions/{session_id}",
+    ):
         assert path in paths
     predict_route = paths["/predict"]["post"]
     example = predict_route["requestBody"]["content"]["application/json"]["example"]
     assert example == {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
     assert set(predict_route["responses"]) >= {"200", "400", "404", "409", "410", "413", "429"}
     assert "application/x-ndjson" in paths["/stream"]["post"]["requestBody"]["content"]
+    replies = paths["/forecast"]["post"]["responses"]["200"]["content"]
+    assert set(replies) == {"application/x-ndjson", "text/event-stream"}
 
 
 def test_the_example_of_the_openapi_page_works(client: httpx.Client) -> None:

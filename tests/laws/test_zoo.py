@@ -7,10 +7,12 @@ import itertools
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +189,43 @@ def test_a_served_model_streams_raw_units(
         with urllib.request.urlopen(request, timeout=60) as reply:
             got += json.loads(reply.read())["y"]
     assert got == json.loads(json.dumps(_digits(wanted)))
+
+
+FORECASTERS = {
+    *("sine-cell", "sine-lstm", "sine-gru", "series-cell", "series-lstm", "series-stack"),
+    *("char-rnn", "attention-lstm", "norm-lstm", "transformer"),
+}
+
+
+@every_model
+def test_a_served_model_forecasts_what_it_is_told_back(
+    name: str, zoo: dict[str, Exported], server: Server
+) -> None:
+    """Its own y, or of text its likeliest token, as the next x, step by step over HTTP, gives the
+    same lines; a model whose y is something else than x says so."""
+    x = zoo[name].raw[:60].tolist()
+    start = {"session_id": f"loop-{name}", "model": name, "x": x}
+    reply = _post(server, "predict", start)[0]
+    lines = _post(server, "forecast", {"session_id": f"loop-{name}", "horizon": 20})
+    if name not in FORECASTERS:
+        assert lines[0]["error"]["code"] == "cannot_forecast"
+        return
+    assert len(lines) == 22 and lines[-1] == {"done": True, "step": len(x) + 20}
+    for line in lines[1:-1]:
+        assert (line["step"], line["y"]) == (reply["step"], reply["y"][-1])
+        told = reply["text"][-1] if "text" in reply else reply["y"][-1:]
+        assert line.get("text") == (told if "text" in reply else None)
+        reply = _post(server, "predict", {**start, "x": told})[0]
+
+
+def _post(server: Server, route: str, body: object) -> list[dict[str, Any]]:
+    """The lines of the reply, whatever its status."""
+    request = urllib.request.Request(f"{server.url}/{route}", json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return [json.loads(line) for line in reply.read().splitlines()]
+    except urllib.error.HTTPError as refused:
+        return [json.loads(refused.read())]
 
 
 def _digits(values: Array) -> object:

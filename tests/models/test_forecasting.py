@@ -103,6 +103,21 @@ def test_scores_on_a_sawtooth_are_those_worked_out_by_hand() -> None:
     assert closed_loop.naive == {"last value": pytest.approx(closed_loop.model), "seasonal": 0}
 
 
+def test_the_pipeline_states_what_a_step_misses_on_the_validation_data() -> None:
+    """In raw units: the last value errs by 1, 1, 1 and 3, and the ramp's forecaster by nothing."""
+    task = Forecasting(sawtooth, warmup=8, rollout=2, rollout_weight=1.0)
+    error = task.finished_pipeline(Persistence()).to_json()["error"]
+    assert error == {"std": [pytest.approx(3**0.5, rel=0.02)]}
+
+    class Next(nn.Module):
+        def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
+            return x + 1 / ramp_task.scaler.std.item(), None
+
+    ramp_task = Forecasting(ramp, warmup=3, rollout=2, rollout_weight=1.0)
+    error = ramp_task.finished_pipeline(Next()).to_json()["error"]
+    assert error == {"std": [pytest.approx(0, abs=1e-5)]}
+
+
 def test_a_model_that_knows_the_sawtooth_has_no_error_in_either_score() -> None:
     """Right targets for right forecasts: an index off by one would show as an error of 1."""
 

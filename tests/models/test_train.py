@@ -69,9 +69,11 @@ def test_a_trained_model_leaves_a_complete_run(capsys: pytest.CaptureFixture[str
     assert np.array_equal(holdout, alternating().values[800:])
     pipeline = json.loads((run / "pipeline.json").read_text())
     train = alternating().values[:600].astype(np.float64)
+    one_step = json.loads((run / "report.json").read_text())["scores"][0]
     assert pipeline == {
         "x": {"mean": [pytest.approx(train.mean())], "std": [pytest.approx(train.std())]},
         "y": pipeline["x"],
+        "error": {"std": [pytest.approx(one_step["model"], rel=0.3)]},
     }
     shown = capsys.readouterr()
     assert "one-step" in shown.out

@@ -21,6 +21,7 @@ class Count:
     done: int = 0
     number: int = field(default=0)
     runs_apart: bool = False
+    rows: int = 1
     tenant: str = ""
 
     @property
@@ -122,6 +123,60 @@ def test_jobs_that_run_apart_have_a_batch_each_and_others_their_turn_between() -
     assert [row.steps for rows in taken for row in rows] == [16, 40, 40, 16, 16]
 
 
+def test_a_job_of_many_rows_shares_a_batch_that_has_room_for_all_of_them() -> None:
+    """Else it is among the first of the next; one that no batch has room for goes alone."""
+    b = batcher(max_batch=6)
+    for name, rows in [("a", 1), ("wide", 4), ("b", 1), ("wider", 5), ("c", 1), ("vast", 9)]:
+        b.add(Count(name, rows=rows))
+    taken = [b.take() for _ in range(4)]
+    expected = [["a", "wide", "b"], ["wider", "c"], ["vast"], []]
+    assert [names(rows) for rows in taken] == expected
+
+
+def test_a_job_of_many_rows_that_runs_apart_is_not_split() -> None:
+    """All of it in one batch, and nobody beside it."""
+    b = batcher(max_batch=2)
+    for name in "ab":
+        b.add(Count(name, rows=5, runs_apart=True))
+    assert [names(b.take()) for _ in range(2)] == [["a"], ["b"]]
+
+
+def test_a_parked_job_waits_until_it_is_woken() -> None:
+    """First of its session all the while; nobody else waits for it."""
+    b = batcher()
+    first, second = Count("a", steps=2, number=1), Count("a", number=2)
+    for job in (first, second, Count("b", steps=2)):
+        b.add(job)
+    rows = b.take()
+    first.done += 1
+    b.park(first)
+    b.release(rows[1].job, finished=True)
+    assert (b.take(), b.has_waiting, b.is_empty) == ([], False, False)
+    b.wake(first)
+    b.wake(first)
+    woken = b.take()
+    assert [row.job for row in woken] == [first]
+    b.wake(first)  # it runs, and is not parked
+    finish(b, woken)
+    assert [row.job for row in b.take()] == [second]
+
+
+def test_a_parked_job_is_discarded_like_a_waiting_one() -> None:
+    """Its session goes on, and waking it does nothing."""
+    b = batcher()
+    first, second = Count("a", steps=2, number=1), Count("a", number=2)
+    b.add(first)
+    b.add(second)
+    b.take()
+    b.park(first)
+    assert b.discard(first)
+    b.wake(first)
+    rows = b.take()
+    assert [row.job for row in rows] == [second]
+    finish(b, rows)
+    assert b.is_empty
+
+
 def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     """What waits and what runs both count."""
     b = batcher(max_queue=2)
@@ -218,18 +273,25 @@ JOBS = st.lists(
 )
 
 
-@given(jobs=JOBS, gaps=st.lists(st.integers(0, 5), min_size=40, max_size=40))
+@given(
+    jobs=JOBS,
+    gaps=st.lists(st.integers(0, 5), min_size=40, max_size=40),
+    widths=st.lists(st.integers(1, 3), min_size=40, max_size=40),
+)
 def test_every_job_runs_whole_once_and_in_the_order_of_its_session(
-    jobs: list[tuple[str, int, str]], gaps: list[int]
+    jobs: list[tuple[str, int, str]], gaps: list[int], widths: list[int]
 ) -> None:
     """Whatever arrives, and whenever batches are taken in between."""
     b = batcher(max_batch=3, slice_steps=8)
-    todo = [Count(name, steps, model, number=n) for n, (name, steps, model) in enumerate(jobs)]
+    todo = [
+        Count(name, steps, model, number=n, rows=widths[n])
+        for n, (name, steps, model) in enumerate(jobs)
+    ]
     finished: dict[str, list[int]] = {}
 
     def run_one() -> bool:
         rows = b.take()
-        assert len(rows) <= 3
+        assert sum(row.job.rows for row in rows) <= 3
         assert all(count == 1 for count in Counter(names(rows)).values())
         assert len({row.job.model for row in rows}) <= 1
         assert all(1 <= row.steps <= 8 for row in rows)

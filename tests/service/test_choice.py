@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.choice import Argmax, Sample, choose, softmax, uniforms
+from service.choice import Argmax, Sample, choose, sample_uniforms, softmax, uniforms
 
 Array = np.ndarray
 STREAM = ("", "s")
@@ -67,6 +67,28 @@ def test_the_draws_of_a_seed_never_change() -> None:
     """Written down once: another numpy, or another Carousel, must not tell another story."""
     expected = [0.2849652527, 0.5865822896, 0.8277789827]
     assert uniforms(1, ("", "s"), 5, 3) == pytest.approx(expected, abs=1e-9)
+
+
+def test_samples_draw_each_its_own_however_many_there_are() -> None:
+    """Of a step, and none of what the stream itself draws at any."""
+    many = sample_uniforms(1, STREAM, 7, 500, 6)
+    assert many.shape == (500, 6)
+    assert np.array_equal(sample_uniforms(1, STREAM, 7, 3, 6), many[:3])
+    others = [
+        sample_uniforms(1, STREAM, 8, 500, 6),
+        sample_uniforms(2, STREAM, 7, 500, 6),
+        sample_uniforms(1, ("", "t"), 7, 500, 6),
+        uniforms(1, STREAM, 0, 3000).reshape(500, 6),
+    ]
+    together = np.concatenate([many, *others])
+    assert len(np.unique(together)) == together.size
+    assert abs(many.mean() - 0.5) < 0.02 and np.abs(np.corrcoef(many.T) - np.eye(6)).max() < 0.2
+
+
+def test_what_samples_draw_never_changes() -> None:
+    """Written down once, as the draws of a stream."""
+    expected = [[0.6839301309, 0.0982964962], [0.8625239955, 0.7698387654]]
+    assert sample_uniforms(1, ("", "s"), 5, 2, 2) == pytest.approx(np.array(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

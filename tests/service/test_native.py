@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -23,7 +24,7 @@ from service.protocols.native import NativeApp, read_request
 from service.protocols.ndjson import split_lines
 from service.session import SessionKey
 from service.store.memory import MemoryStore
-from tests.service.test_engine import Clock, run, running
+from tests.service.test_engine import Clock, Kept, run, running
 
 MAX_BODY_BYTES = 4096
 ANYBODY = Caller("")
@@ -242,6 +243,169 @@ def test_a_body_that_breaks_off_has_no_last_line() -> None:
         return lines
 
     assert run(split()) == [b"a"]
+
+
+def lines_of(messages: list[Message]) -> list[Any]:
+    body = b"".join(message.get("body", b"") for message in messages)
+    return [json.loads(line) for line in body.splitlines()]
+
+
+FORECAST = {"session_id": "s", "horizon": 3}
+
+
+def test_the_first_line_of_a_forecast_is_there_before_anything_is_run(sine: Model) -> None:
+    """It is what the session's last reply said."""
+
+    async def scenario() -> None:
+        store = MemoryStore(10, 60.0)
+        async with running(Catalog([sine]), store=Kept(store)) as engine:
+            answer = await engine.predict(read_request(json.dumps(LINE).encode(), ANYBODY))
+        engine = Engine(Catalog([sine]), store, max_batch=8, max_queue=8, max_steps=10)
+        client = Client(whole_body(json.dumps(FORECAST).encode()))
+        app = NativeApp(engine, MAX_BODY_BYTES)
+        task = asyncio.create_task(app(scope_of("/forecast"), client.receive, client.send))
+        while len(client.sent) < 3:
+            await asyncio.sleep(0)
+        start, first = lines_of(client.sent)
+        assert (start["step"], first["step"]) == (1, 1)
+        assert np.array_equal(np.float32(first["y"]), answer.y[0])
+        assert not task.done()
+        engine.start()
+        await asyncio.wait_for(task, timeout=10)
+        assert [line["step"] for line in lines_of(client.sent)] == [1, 1, 2, 3, 4]
+        await engine.close()
+
+    run(scenario())
+
+
+def test_a_forecast_begins_its_reply_before_its_rows_are_read(sine: Model) -> None:
+    """They may be many: the client sees where it is meanwhile."""
+
+    async def scenario() -> None:
+        engine = Engine(
+            Catalog([sine]), MemoryStore(10, 60.0), max_batch=8, max_queue=8, max_steps=10
+        )
+        client = Client(whole_body(json.dumps({"horizon": 2, "x": [[0.5]] * 9}).encode()))
+        app = NativeApp(engine, MAX_BODY_BYTES)
+        task = asyncio.create_task(app(scope_of("/forecast"), client.receive, client.send))
+        while len(client.sent) < 2:
+            await asyncio.sleep(0)
+        (start,) = lines_of(client.sent)
+        assert (start["session_id"], start["step"], start["horizon"]) == (None, 0, 2)
+        engine.start()
+        await asyncio.wait_for(task, timeout=10)
+        assert [line["step"] for line in lines_of(client.sent)] == [0, 9, 10, 11]
+        await engine.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_forecast_whose_client_hung_up_stops(
+    sine: Model, caplog: pytest.LogCaptureFixture, is_started: bool
+) -> None:
+    """Whether it waits for its turn or runs; the engine is then empty."""
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        store = MemoryStore(10, 60.0)
+        async with running(Catalog([sine]), store=Kept(store)) as engine:
+            await engine.predict(read_request(json.dumps(LINE).encode(), ANYBODY))
+        engine = Engine(
+            Catalog([sine]),
+            store,
+            max_batch=8,
+            max_queue=8,
+            max_steps=10,
+            max_forecast_steps=10**9,
+        )
+        client = Client(whole_body(json.dumps({**FORECAST, "horizon": 10**9}).encode()))
+        app = NativeApp(engine, MAX_BODY_BYTES)
+        if is_started:
+            engine.start()
+        task = asyncio.create_task(app(scope_of("/forecast"), client.receive, client.send))
+        while len(client.sent) < (20 if is_started else 3):
+            await asyncio.sleep(0)
+        client.hang_up()
+        await asyncio.wait_for(task, timeout=10)
+        if not is_started:
+            engine.start()
+        await asyncio.wait_for(engine.close(), timeout=10)
+
+    run(scenario())
+    assert "POST /forecast: the client went away" in caplog.text
+
+
+class Cut(Client):
+    """A connection that breaks as the third part of the reply is sent."""
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        if len(self.sent) >= 3:
+            raise ConnectionResetError
+
+
+def test_a_forecast_whose_reply_cannot_be_sent_stops(sine: Model) -> None:
+    """Nobody reads it; the engine is then empty."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), max_forecast_steps=10**9) as engine:
+            await engine.predict(read_request(json.dumps(LINE).encode(), ANYBODY))
+            client = Cut(whole_body(json.dumps({**FORECAST, "horizon": 10**9}).encode()))
+            app = NativeApp(engine, MAX_BODY_BYTES)
+            with pytest.raises(ConnectionResetError):
+                await app(scope_of("/forecast"), client.receive, client.send)
+            await asyncio.wait_for(engine.close(), timeout=10)
+
+    run(scenario())
+
+
+def test_a_bug_in_a_forecast_is_its_last_line(
+    sine: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without its traceback, which the log has."""
+
+    async def use(client: httpx.AsyncClient, engine: Engine) -> None:
+        await client.post("/predict", json=LINE)
+
+        def fail(self: Model, chunks: Any, states: Any) -> Any:
+            raise ZeroDivisionError("secret detail")
+
+        monkeypatch.setattr(Model, "run", fail)
+        reply = await client.post("/forecast", json=FORECAST)
+        start, first, last = map(json.loads, reply.text.splitlines())
+        assert (start["step"], first["step"]) == (1, 1)
+        assert last["error"]["code"] == InternalError.code
+        assert "secret" not in reply.text
+
+    run(with_app(Catalog([sine]), use))
+    assert "ZeroDivisionError: secret detail" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "missing required field `horizon`"),
+        ({"session_id": "s"}, "missing required field `horizon`"),
+        ({**FORECAST, "horizon": 0}, "`int` >= 1 - at `horizon`"),
+        ({**FORECAST, "horizon": 2**63}, "`horizon` is 9223372036854775808, expected at most"),
+        ({**FORECAST, "samples": 0}, "`int` >= 1 - at `samples`"),
+        ({**FORECAST, "seed": -1}, "`int` >= 0 - at `seed`"),
+        ({**FORECAST, "steps": 3}, "unknown field `steps`"),
+        ({**FORECAST, "session_id": ""}, "length >= 1 - at `session_id`"),
+    ],
+)
+def test_a_forecast_body_is_as_strict_as_any(
+    sine: Model, body: dict[str, object], said: str
+) -> None:
+    """What was wrong, and the fields that there are."""
+
+    async def use(client: httpx.AsyncClient, engine: Engine) -> None:
+        reply = await client.post("/forecast", json=body)
+        assert (reply.status_code, body_of(reply)["code"]) == (400, "invalid_request")
+        assert said in body_of(reply)["message"]
+
+    run(with_app(Catalog([sine]), use))
 
 
 # Who may call -----------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ def test_every_part_is_read_and_written_as_it_came() -> None:
         ({"alarm": {"score": "y"}}, "Field required"),
         ({"alarm": {"score": "y", "threshold": True}}, "valid number"),
         ({"alarm": {"score": "y", "threshold": 1, "quantile": 1.5}}, "less than or equal to 1"),
+        ({"error": {"std": [0.5, -0.1]}}, "`std` must not be negative"),
+        ({"error": {"std": []}}, "non-empty list of finite numbers"),
     ],
 )
 def test_what_is_unknown_wrong_or_contradictory_is_refused(
@@ -113,6 +115,7 @@ def test_a_threshold_is_finite() -> None:
         ({"x": ONE, "y": TWO, "alarm": {"score": "y", "threshold": 1}}, REAL, LOGITS, None),
         ({"x": TWO, "y": TWO, "alarm": {"score": "mse", "threshold": 1}}, LOGITS, REAL, "score"),
         ({"y": ONE, "alarm": {"score": "y", "threshold": 1}}, REAL, REAL, "score"),
+        ({"x": TWO, "y": TWO, "error": {"std": [0.5, 0]}}, LOGITS, LOGITS, "numbers"),
     ],
 )
 def test_what_fits_and_what_y_then_means(
@@ -138,6 +141,9 @@ def test_what_fits_and_what_y_then_means(
         ({"alarm": {"score": "y", "threshold": 1}}, REAL, LOGITS, "wants one score a step"),
         ({"alarm": {"score": "mse", "threshold": 1}}, REAL, LOGITS, "exported as windowed"),
         ({**AB, "choose": {"method": "argmax"}}, IDS, REAL, "nothing to choose from"),
+        ({"error": {"std": [0.5]}}, REAL, LOGITS, "that of a forecast of the next x"),
+        ({**AB, "error": {"std": [0.5, 1]}}, LOGITS, LOGITS, "that of a forecast of the next x"),
+        ({"error": {"std": [0.5]}}, LOGITS, LOGITS, "`error` has 1 features, the module's y has"),
     ],
 )
 def test_what_does_not_fit_is_said(parts: dict[str, Any], x: Port, y: Port, said: str) -> None:
