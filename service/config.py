@@ -10,7 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -30,8 +37,12 @@ class Config(BaseSettings):
     variant: str | None = None  # none: each manifest's default_variant
     default_model: str | None = None  # none: needed only where several models are served
 
-    store: Literal["memory"] = "memory"
-    workers: PositiveInt = 1  # the memory store cannot be shared
+    # `disk` outlives a restart, and all workers of one machine share it.
+    store: Literal["memory", "disk"] = "disk"
+    store_path: Path = Path("sessions")  # the directory of the disk store
+    # `power` waits for the disk at every commit, which takes a hundred times as long.
+    durability: Literal["process", "power"] = "process"
+    workers: PositiveInt = 1  # one keeps a core busy; the memory store cannot be shared
 
     max_batch: PositiveInt = 256  # rows; beyond it a batch of a small model gains nothing
     max_steps_per_request: PositiveInt = 16_384  # one slice after another, seconds of work at most
@@ -88,11 +99,11 @@ class Config(BaseSettings):
 
     @field_validator("workers")
     @classmethod
-    def _memory_is_not_shared(cls, workers: int) -> int:
-        if workers > 1:
+    def _memory_is_not_shared(cls, workers: int, info: ValidationInfo) -> int:
+        if workers > 1 and info.data.get("store") == "memory":
             raise ValueError(
                 f"{workers} workers cannot share the `memory` store: each would answer from "
-                "states of its own; set CAROUSEL_WORKERS=1"
+                "states of its own; set CAROUSEL_WORKERS=1, or CAROUSEL_STORE=disk"
             )
         return workers
 

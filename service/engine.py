@@ -30,6 +30,7 @@ from service.errors import (
     DrainingError,
     InternalError,
     SessionNotFoundError,
+    StoreFullError,
     UnknownModelError,
 )
 from service.forecast import (
@@ -396,7 +397,7 @@ class Engine:
             if outcome is Outcome.DONE:
                 self._count_opened(job.started.before, record)
                 self._answer(job, job.whole_answer(record))
-            elif outcome in (Outcome.FULL, Outcome.TENANT_FULL):
+            elif outcome is not Outcome.LOST:
                 self._refuse(job, await self._full(outcome, job.key.tenant))
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
                 self._leave(job)
@@ -425,6 +426,8 @@ class Engine:
             job.future.set_exception(error)
 
     async def _full(self, outcome: Outcome, tenant: str) -> CapacityError:
+        if outcome is Outcome.NO_SPACE:
+            return StoreFullError("the disk of the sessions is full; nothing was lost, try again")
         whose = tenant if outcome is Outcome.TENANT_FULL else None
         first_s = await self._store.room_in_s(whose)
         wait_s = math.ceil(min(max(1.0, first_s), MAX_RETRY_AFTER_S))

@@ -28,6 +28,7 @@ class Outcome(Enum):
     LOST = auto()  # the store holds another record than `before`: reload and decide again
     FULL = auto()  # a new session, and the store holds `max_sessions` live ones
     TENANT_FULL = auto()  # a new session, and its tenant has `most` live ones
+    NO_SPACE = auto()  # there is no space for `after`, as on a full disk; nothing changed
 
 
 @dataclass(frozen=True, slots=True)

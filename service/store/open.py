@@ -1,0 +1,19 @@
+"""Which store a configuration means. Siblings are imported here, at the top; see service/api.py."""
+
+from service.config import Config
+from service.store import Store
+from service.store.disk.store import DiskStore
+from service.store.memory import MemoryStore
+
+
+def open_store(config: Config) -> Store:
+    """The store that the settings name, open.
+
+    Raises:
+        SettingsError: it cannot be opened as it is set up.
+    """
+    if config.store == "memory":
+        return MemoryStore(config.max_sessions, config.idle_timeout_s)
+    return DiskStore(
+        config.store_path, config.max_sessions, config.idle_timeout_s, config.durability
+    )
