@@ -9,7 +9,7 @@ How the models are found, once, in the process that starts the workers (`settle_
 CAROUSEL_MODELS; else, in a Bento, the Bento's own; else the newest version of every name under
 CAROUSEL_ARTIFACTS; else the artifacts in BentoML's model store. The workers get the answer as
 absolute directories in CAROUSEL_MODELS: BentoML changes their working directory, and all of them
-must serve the same versions.
+must serve the same versions. For the same reason CAROUSEL_STORE_PATH is made absolute there.
 
 Siblings are imported at the top and never later: outside its workers BentoML takes the project
 off `sys.path` once this module is imported.
@@ -49,7 +49,7 @@ from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths
-from service.store.open import open_store
+from service.store.open import check_store, open_store
 from service.sweeper import period_of
 from service.wire import encode
 
@@ -125,16 +125,18 @@ class Carousel:
     @bentoml.on_deployment
     @staticmethod
     def settle_models() -> None:
-        """Decide what the workers serve, and to whom, before they start."""
+        """Decide what is served, where sessions are, and to whom, before the workers start."""
         this: Any = Carousel  # what the decorator made of the class
         try:
             refuse_open_door(CONFIG, _asked_host())
             open_access(CONFIG)
             paths = find_models(CONFIG, this.bento)
             check_default(CONFIG.default_model, [path.parent.name for path in paths])
+            check_store(CONFIG)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         os.environ[PREFIX + "MODELS"] = ",".join(map(str, paths))
+        os.environ[PREFIX + "STORE_PATH"] = str(CONFIG.store_path.absolute())
         if CONFIG.api_keys_file is not None:
             os.environ[PREFIX + "API_KEYS_FILE"] = str(CONFIG.api_keys_file.absolute())
         if CONFIG.is_loopback_only:

@@ -1,4 +1,4 @@
-"""Which store a configuration means. Siblings are imported here, at the top; see service/api.py."""
+"""Which store the settings mean."""
 
 from service.config import Config
 from service.store import Store
@@ -17,3 +17,15 @@ def open_store(config: Config) -> Store:
     return DiskStore(
         config.store_path, config.max_sessions, config.idle_timeout_s, config.durability
     )
+
+
+def check_store(config: Config) -> None:
+    """For the process that starts the workers: what `open_store` would raise in each of them.
+
+    What a reboot left is put right here, once.
+
+    Raises:
+        SettingsError: as `open_store`.
+    """
+    if config.store == "disk":
+        DiskStore.check(config.store_path, config.max_sessions, config.durability)

@@ -104,10 +104,11 @@ def free_port() -> int:
 def start_server(
     directory: Path, *what: str, cwd: Path = ROOT, home: Path | None = None, **settings: str
 ) -> Server:
-    """`bentoml serve WHAT`, with its log and its BENTOML_HOME under `directory`."""
+    """`bentoml serve WHAT`, with its log, sessions and BENTOML_HOME under `directory`."""
     port = free_port()
     log = directory / f"serve-{port}.log"
     settings.setdefault("BENTOML_HOST", "127.0.0.1")
+    settings.setdefault("CAROUSEL_STORE_PATH", str(directory / f"sessions-{port}"))
     with log.open("wb") as out:
         process = psutil.Popen(
             [str(BENTOML), "serve", *what],

@@ -62,7 +62,12 @@ def served(bento: Path, home: Path, no_torch: Path, tmp_path: Path) -> Iterator[
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     server = start_server(
-        tmp_path, "carousel:latest", cwd=elsewhere, home=home, PYTHONPATH=str(no_torch)
+        tmp_path,
+        "carousel:latest",
+        cwd=elsewhere,
+        home=home,
+        PYTHONPATH=str(no_torch),
+        CAROUSEL_STORE_PATH="",
     )
     try:
         server.wait_until_it_listens()
@@ -98,8 +103,8 @@ def test_the_requirements_of_the_bento_are_what_is_tested_here() -> None:
     assert {package for package in packages if package not in installed} == set()
 
 
-def test_the_bento_serves_its_own_models_without_torch(served: Server) -> None:
-    """From another directory; a session goes on."""
+def test_the_bento_serves_its_own_models_without_torch(served: Server, tmp_path: Path) -> None:
+    """From another directory, which gets the sessions; a session goes on."""
     ready = httpx.get(served.url + "/readyz")
     assert ready.status_code == 200
     assert [name.partition(":")[0] for name in ready.json()["models"]] == [
@@ -110,6 +115,7 @@ def test_the_bento_serves_its_own_models_without_torch(served: Server) -> None:
         reply = httpx.post(served.url + "/predict", json=line("s", [[0.5]], step=step)).json()
         assert (reply["step"], reply["created"]) == (step + 1, step == 0)
     assert "/predict" in httpx.get(served.url + "/docs.json").json()["paths"]
+    assert (tmp_path / "elsewhere" / "sessions" / "header").exists()
 
 
 def test_the_models_of_bentomls_store_are_served_where_there_is_nothing_else(

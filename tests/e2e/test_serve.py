@@ -19,7 +19,8 @@ from tests.service.build_artifact import Spec, build_artifact
     ("setting", "value", "message"),
     [
         ("CAROUSEL_MAX_BACTH", "3", "did you mean CAROUSEL_MAX_BATCH?"),
-        ("CAROUSEL_WORKERS", "2", "2 workers cannot share the `memory` store"),
+        ("CAROUSEL_STORE", "etcd", "CAROUSEL_STORE=etcd: Input should be 'memory'"),
+        ("CAROUSEL_STORE_PATH", "/proc", "carousel: /proc cannot hold the sessions ("),
         ("CAROUSEL_ARTIFACTS", "/nowhere", "carousel: there is no model to serve: /nowhere holds"),
         ("CAROUSEL_MODELS", "nobody:latest", "CAROUSEL_MODELS names nobody:latest, which is nei"),
         ("CAROUSEL_DEFAULT_MODEL", "nobody", "CAROUSEL_DEFAULT_MODEL=nobody is not served"),

@@ -16,11 +16,12 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_defaults_serve_what_export_wrote() -> None:
-    """One worker, the memory store, every model under artifacts/."""
+    """One worker, the store on disk, every model under artifacts/."""
     config = load_config()
     assert config.artifacts == Path("artifacts")
     assert (config.models, config.variant, config.default_model) == ((), None, None)
-    assert (config.store, config.workers, config.threads) == ("memory", 1, 1)
+    assert (config.store, config.workers, config.threads) == ("disk", 1, 1)
+    assert (config.store_path, config.durability) == (Path("sessions"), "process")
     assert (config.max_batch, config.asked_batch) == (256, None)
     assert (config.max_steps_per_request, config.idle_timeout_s) == (16_384, 3_600.0)
 
@@ -75,7 +76,6 @@ def test_the_config_is_frozen() -> None:
         ("CAROUSEL_ZZZ", "1", "CAROUSEL_ZZZ is not a setting of Carousel; the settings are CAROU"),
         ("CAROUSEL_WORKERS", "two", "CAROUSEL_WORKERS=two: Input should be a valid integer"),
         ("CAROUSEL_WORKERS", "0", "CAROUSEL_WORKERS=0: Input should be greater than 0"),
-        ("CAROUSEL_WORKERS", "2", "2 workers cannot share the `memory` store"),
         ("CAROUSEL_MAX_BATCH", "-1", "CAROUSEL_MAX_BATCH=-1: Input should be greater than 0"),
         ("CAROUSEL_STORE", "etcd", "CAROUSEL_STORE=etcd: Input should be 'memory'"),
         ("CAROUSEL_IDLE_TIMEOUT_S", "soon", "CAROUSEL_IDLE_TIMEOUT_S=soon: .* valid number"),
@@ -90,3 +90,12 @@ def test_a_setting_that_cannot_be_meant_stops_the_start(
         load_config()
     assert "\n" not in caught.value.message
     assert caught.value.data == {"setting": name}
+
+
+def test_several_workers_need_a_store_that_they_can_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused with `memory`, whichever was set first."""
+    monkeypatch.setenv("CAROUSEL_WORKERS", "2")
+    assert load_config().workers == 2
+    monkeypatch.setenv("CAROUSEL_STORE", "memory")
+    with pytest.raises(SettingsError, match="2 workers cannot share the `memory` store"):
+        load_config()

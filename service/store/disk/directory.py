@@ -111,10 +111,15 @@ class Directory:
         sync_directory(self.path)
         sync(self.header_fd)
 
-    def close(self) -> None:
-        """Close the files; the last of all who have it open leaves it clean."""
+    def close(self, sync_last: bool = True) -> None:
+        """Close the files.
+
+        Args:
+            sync_last: the last of all who have it open leaves it clean: sound whatever happens to
+                the machine after that.
+        """
         with self.lock().wait():
-            if _is_alone(self.users_fd):
+            if sync_last and _is_alone(self.users_fd):
                 self.sync()
                 self.header[AT_CLEAN] = 1
                 self.header[AT_DIRTY] = 0

@@ -22,6 +22,7 @@ from service.store.disk.layout import (
     AT_SEEN,
     AT_TIMEOUT,
     DUE,
+    NEVER_MS,
     TENANT_BITS,
     TENANT_MASK,
     TOMB,
@@ -118,6 +119,17 @@ class DiskStore:
         await asyncio.get_running_loop().run_in_executor(self._pool, self._directory.close)
         if self._pool is not None:
             self._pool.shutdown()
+
+    @staticmethod
+    def check(path: Path, max_sessions: int, durability: Durability) -> None:
+        """Open the store and let go of it, to find out whether it can be opened.
+
+        Raises:
+            SettingsError: it cannot.
+        """
+        is_power = durability == "power"
+        directory = open_directory(path, max_sessions, NEVER_MS, is_power, this_machine())
+        directory.close(sync_last=False)
 
     def _now_ms(self) -> int:
         return int(self._header[AT_OFFSET] + self._machine.since_boot() * 1000)
