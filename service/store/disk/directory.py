@@ -9,8 +9,11 @@ import os
 import secrets
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from service.errors import SettingsError, StoreFullError
 from service.store.disk.index import Index, bits_for, make_index, path_of
@@ -62,7 +65,6 @@ _REMOTE = (
     "fuse.s3fs",
     "lustre",
 )
-_ROWS = range(AT_CLASSES, AT_CLASSES + CLASSES * CLASS_WORDS, CLASS_WORDS)
 
 logger = logging.getLogger("carousel.store")
 
@@ -101,8 +103,8 @@ class Directory:
 
     def sync(self) -> None:
         """Return once all of it is on the disk."""
-        for row in _ROWS:
-            self.header[row + UNSYNCED] |= self.header[row + EXTENT] > 0
+        table = self.slots.table
+        table[table[:, EXTENT] > 0, UNSYNCED] = 1
         self.slots.sync()
         for name in ("tenants", path_of(self.path, self.header[AT_GENERATION]).name):
             fd = open_file(self.path / name)
@@ -139,23 +141,33 @@ def open_directory(
     Raises:
         SettingsError: the directory cannot hold a store, or holds something else.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        _refuse_remote(path)
-        lock_fd = open_file(path / "lock")
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _wait_for(lock_fd, path)
-    except OSError as error:
-        raise _unfit(path, error) from error
-    try:
-        return _open_locked(path, max_sessions, timeout_ms, is_power, machine, lock_fd)
-    except StoreFullError as error:
-        raise SettingsError(f"{path} cannot hold the sessions: {error.message}") from error
-    except OSError as error:
-        raise _unfit(path, error) from error
-    finally:
-        fcntl.flock(lock_fd, fcntl.LOCK_UN)
+    with ExitStack() as stack:  # of what is to be closed if it cannot be opened
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _refuse_remote(path)
+            lock_fd = _open(path / "lock", stack)
+            _take_turn(lock_fd, path)
+            stack.callback(fcntl.flock, lock_fd, fcntl.LOCK_UN)
+            directory = _open_locked(
+                path, max_sessions, timeout_ms, is_power, machine, lock_fd, stack
+            )
+        except StoreFullError as error:
+            raise SettingsError(f"{path} cannot hold the sessions: {error.message}") from error
+        except OSError as error:
+            raise SettingsError(
+                f"{path} cannot hold the sessions ({error}); set CAROUSEL_STORE_PATH to a "
+                "directory on a local disk that this user may write, or CAROUSEL_STORE=memory for "
+                "a throw-away service"
+            ) from error
+        stack.pop_all()
+    fcntl.flock(lock_fd, fcntl.LOCK_UN)
+    return directory
+
+
+def _open(path: Path, stack: ExitStack) -> int:
+    fd = open_file(path)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _open_locked(
@@ -165,10 +177,11 @@ def _open_locked(
     is_power: bool,
     machine: Machine,
     lock_fd: int,
+    stack: ExitStack,
 ) -> Directory:
     if not (path / "header").exists():
         _make(path, max_sessions)
-    header_fd = open_file(path / "header")
+    header_fd = _open(path / "header", stack)
     if os.fstat(header_fd).st_size != HEADER_BYTES:
         raise SettingsError(
             f"{path / 'header'} is not of Carousel; set another CAROUSEL_STORE_PATH"
@@ -180,7 +193,7 @@ def _open_locked(
             "another version of Carousel wrote them; serve them with that one, or set another "
             "CAROUSEL_STORE_PATH"
         )
-    users_fd = open_file(path / "users")
+    users_fd = _open(path / "users", stack)
     is_first = _is_alone(users_fd)
     fcntl.flock(users_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     if not is_first and header[AT_POWER] != is_power:
@@ -249,8 +262,8 @@ def _distrust(path: Path, header: memoryview, max_sessions: int) -> None:
     generations = [int(one.suffix[1:]) for one in path.glob("index.*")]
     generation = max([header[AT_GENERATION], *generations]) + 1
     make_index(path_of(path, generation), bits_for(max_sessions))
-    for row in _ROWS:
-        header[row : row + CLASS_WORDS] = memoryview(bytes(8 * CLASS_WORDS)).cast("Q")
+    rows = CLASSES * CLASS_WORDS
+    header[AT_CLASSES : AT_CLASSES + rows] = memoryview(bytes(8 * rows)).cast("Q")
     header[AT_TENANTS] = header[AT_TENANTS_EXTENT] = 0
     header[AT_GENERATION] = generation
 
@@ -278,16 +291,15 @@ def _recover(directory: Directory) -> None:
 
 
 def _check_files(directory: Directory) -> None:
-    for number, row in enumerate(_ROWS):
-        extent = directory.header[row + EXTENT]
-        if extent:
-            file = directory.slots.file(number)
-            if file.stored_bytes < extent * file.size:
-                raise SettingsError(
-                    f"slots.{file.size} in {directory.path} has {file.stored_bytes} bytes, "
-                    f"expected {extent * file.size}; restore the directory whole, or set another "
-                    "CAROUSEL_STORE_PATH"
-                )
+    extents = directory.slots.table[:, EXTENT]
+    for number in np.flatnonzero(extents).tolist():
+        file, extent = directory.slots.file(number), int(extents[number])
+        if file.stored_bytes < extent * file.size:
+            raise SettingsError(
+                f"slots.{file.size} in {directory.path} has {file.stored_bytes} bytes, expected "
+                f"{extent * file.size}; restore the directory whole, or set another "
+                "CAROUSEL_STORE_PATH"
+            )
 
 
 def _remove_left_overs(path: Path, generation: int) -> None:
@@ -305,16 +317,18 @@ def _is_alone(users_fd: int) -> bool:
     return True
 
 
-def _wait_for(lock_fd: int, path: Path) -> None:
+def _take_turn(lock_fd: int, path: Path) -> None:
     deadline_s = time.monotonic() + _OPEN_TIMEOUT_S
-    while time.monotonic() < deadline_s:
+    while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)
-        else:
             return
-    raise SettingsError(f"another process has locked {path} for {_OPEN_TIMEOUT_S:g} s; stop it")
+        except BlockingIOError:
+            if time.monotonic() > deadline_s:
+                raise SettingsError(
+                    f"another process has locked {path} for {_OPEN_TIMEOUT_S:g} s; stop it"
+                ) from None
+        time.sleep(0.01)
 
 
 def _refuse_remote(path: Path) -> None:
@@ -337,10 +351,3 @@ def _filesystem_of(path: Path) -> str:
         if path.is_relative_to(point):
             found = max(found, (len(point.parts), after.split()[0]), key=lambda one: one[0])
     return found[1]
-
-
-def _unfit(path: Path, error: OSError) -> SettingsError:
-    return SettingsError(
-        f"{path} cannot hold the sessions ({error}); set CAROUSEL_STORE_PATH to a directory on a "
-        "local disk that this user may write, or CAROUSEL_STORE=memory for a throw-away service"
-    )

@@ -15,7 +15,6 @@ from service.store.disk.layout import (
     AT_SEQUENCE,
     AT_TOMBS,
     CLASS_WORDS,
-    CLASSES,
     DUE,
     ENTRY_WORDS,
     EXTENT,
@@ -50,14 +49,11 @@ def repair(header: memoryview, index: Index, slots: Slots, tenants: Tenants) -> 
     header[AT_FIRST_DUE] = int(due.min() >> np.uint64(TENANT_BITS)) if len(live) else NEVER_MS
     tenants.count_again((due & np.uint64(TENANT_MASK)).astype(np.int64))
     classes, numbers = classes_and_slots(live[:, WORD])
-    for number in range(CLASSES):
-        row = AT_CLASSES + number * CLASS_WORDS
-        touched = header[row + TOUCHED]
-        header[row + FREE] = 0
-        if touched:
-            is_free = np.ones(touched, bool)
-            is_free[numbers[classes == number]] = False
-            _link(header, slots, number, np.flatnonzero(is_free))
+    touched = slots.table[:, TOUCHED]
+    for number in np.flatnonzero(touched).tolist():
+        is_free = np.ones(int(touched[number]), bool)
+        is_free[numbers[classes == number]] = False
+        _link(header, slots, number, np.flatnonzero(is_free))
     header[AT_DIRTY] = 0
 
 

@@ -170,8 +170,7 @@ class Sessions:
                 return refusal
             self.index.make_room()
             return self._write(key, after, now_ms, None, self.tenants.number(key.tenant))
-        except StoreFullError as error:
-            logger.error("session `%s` cannot be stored: %s", key.session_id, error.message)
+        except StoreFullError:
             return Outcome.NO_SPACE
 
     def _refusal(self, commit: Commit, now_ms: int) -> Outcome | None:

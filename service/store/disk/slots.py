@@ -3,7 +3,9 @@
 Writing is for whoever holds the store's lock.
 """
 
+import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,10 @@ Array = np.ndarray
 GROW_BYTES = 4 << 20  # 4 MiB: under a millisecond to allocate, and 3,000 sessions of 1 KiB
 MAP_BYTES = 64 << 30  # 64 GiB of addresses for each size: 50 million sessions of 1 KiB
 MAP_SLOTS = 64  # at least, of the largest
+FULL_S = 1.0  # after which a full disk is asked again: that takes milliseconds
 KEPT = 1  # free slots that no new session takes on a full disk: a commit needs one
+
+logger = logging.getLogger("carousel.store")
 
 
 @dataclass(slots=True)
@@ -122,6 +127,9 @@ class Slots:
         self._directory = directory
         self._header = header
         self._files: dict[int, SlotFile] = {}
+        self._full_until_s: dict[int, float] = {}  # by class
+        rows = np.frombuffer(header, np.uint64)[AT_CLASSES : AT_CLASSES + CLASSES * CLASS_WORDS]
+        self.table: Array = rows.reshape(CLASSES, CLASS_WORDS)  # the header's rows of classes
 
     def file(self, number: int) -> SlotFile:
         """The slots of a class; opened when they are first asked for."""
@@ -187,9 +195,7 @@ class Slots:
 
     def sync(self) -> None:
         """Return once all that was written to slots is on the disk, by whomever it was."""
-        rows = np.frombuffer(self._header, np.uint64)[AT_CLASSES:]
-        marks = rows[UNSYNCED : CLASSES * CLASS_WORDS : CLASS_WORDS]
-        for number in np.flatnonzero(marks).tolist():
+        for number in np.flatnonzero(self.table[:, UNSYNCED]).tolist():
             sync(self.file(number).fd)
             self._header[AT_CLASSES + number * CLASS_WORDS + UNSYNCED] = 0
 
@@ -230,5 +236,17 @@ class Slots:
         more = min(max(GROW_BYTES // file.size, 1), file.capacity - extent)
         if more <= 0:
             raise StoreFullError(f"all {extent} slots of {file.size} bytes that can be are in use")
-        grow(file.fd, extent * file.size, more * file.size)
+        now_s = time.monotonic()
+        if now_s < self._full_until_s.get(number, 0.0):
+            raise StoreFullError(f"the disk had no room for slots of {file.size} bytes just now")
+        try:
+            try:
+                grow(file.fd, extent * file.size, more * file.size)
+            except StoreFullError:
+                more = max(more // 16, 1)
+                grow(file.fd, extent * file.size, more * file.size)
+        except StoreFullError as error:
+            self._full_until_s[number] = now_s + FULL_S
+            logger.error("no room for sessions of %d bytes: %s", file.size, error.message)
+            raise
         self._header[row + EXTENT] = extent + more
