@@ -158,7 +158,7 @@ class TestLife:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ten thousand sessions come and go through a store of a hundred; another reads along."""
-        monkeypatch.setattr(index, "CROWDED", 0.06)
+        monkeypatch.setattr(index, "CROWDED", 0.04)
         store, other = reopen(tmp_path), reopen(tmp_path)
         commit(store, Commit(A, None, record(1)))
         for number in range(0, 10_000, 50):

@@ -105,14 +105,17 @@ class SlotFile:
     def read(self, slot: int) -> Content | None:
         """What the slot holds; None if its checksum is wrong."""
         at = slot * self.size
-        head = self.bytes[at : at + SUM_AT].tobytes()
-        sequence, expires_ms, record, tenant, session_id = SLOT_HEAD.unpack(head)
+        found = SLOT_HEAD.unpack_from(self.bytes, at)
+        sequence, expires_ms, record, tenant, session_id = found
         keyed = BODY_AT + tenant + session_id
         if sequence == 0 or keyed + record > self.size:
             return None
         whole = self.bytes[at : at + keyed + record].tobytes()
         (total,) = SLOT_SUM.unpack_from(whole, SUM_AT)
-        if crc32(memoryview(whole)[BODY_AT:], crc32(head)) != total:
+        # The head is taken from the copy, which is what the checksum was made of.
+        if SLOT_HEAD.unpack_from(whole) != found:
+            return None
+        if crc32(memoryview(whole)[BODY_AT:], crc32(whole[:SUM_AT])) != total:
             return None
         split = BODY_AT + tenant
         return Content(
