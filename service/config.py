@@ -10,12 +10,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
 
 PREFIX = "CAROUSEL_"
+MIN_KEY_BYTES = 32  # of a key that signs snapshots: what HMAC-SHA256 can use (RFC 2104)
 
 
 class Config(BaseSettings):
@@ -43,6 +51,7 @@ class Config(BaseSettings):
     max_queue_per_tenant: PositiveInt | None = None  # none: see `tenant_queue`
     max_state_bytes: PositiveInt = 1 << 20  # 1 MiB: 16 times 8 LSTM layers of hidden 1024
     idle_timeout_s: PositiveFloat = 3_600.0  # 1 h: a sensor that reports twice an hour lives on
+    snapshot_key: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)  # the first signs
     threads: PositiveInt = 1  # per model run; one step of a small model is too short to share out
 
     api_keys_file: Path | None = None  # service/key_ring.py says what is in it
@@ -69,7 +78,7 @@ class Config(BaseSettings):
         """`max_batch` where the operator set it; None: the default, which asks for nothing."""
         return self.max_batch if "max_batch" in self.model_fields_set else None
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "snapshot_key", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -85,6 +94,17 @@ class Config(BaseSettings):
                 f"{PREFIX}API_KEYS"
             )
         return self
+
+    @field_validator("snapshot_key")
+    @classmethod
+    def _long_enough(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            if (size := len(key.encode())) < MIN_KEY_BYTES:
+                raise ValueError(
+                    f"a key has {size} bytes, expected {MIN_KEY_BYTES} or more; "
+                    "`openssl rand -hex 32` makes one"
+                )
+        return keys
 
     @field_validator("workers")
     @classmethod
@@ -113,6 +133,8 @@ def load_config() -> Config:
         if not first["loc"]:  # two settings that contradict each other
             raise SettingsError(reason) from error
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        if "snapshot_key" in first["loc"]:  # a secret: neither here nor in a traceback
+            raise SettingsError(f"{name}: {reason}", setting=name) from None
         raise SettingsError(f"{name}={first['input']}: {reason}", setting=name) from error
 
 

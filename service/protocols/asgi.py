@@ -58,12 +58,19 @@ async def send_json(
     send: Send, body: bytes, status: int = 200, headers: Headers | None = None
 ) -> None:
     """One whole JSON reply."""
+    await send_bytes(send, body, JSON, status, headers)
+
+
+async def send_bytes(
+    send: Send, body: bytes, content_type: bytes, status: int = 200, headers: Headers | None = None
+) -> None:
+    """One whole reply of any type."""
     await send(
         {
             "type": "http.response.start",
             "status": status,
             "headers": [
-                (b"content-type", JSON),
+                (b"content-type", content_type),
                 (b"content-length", str(len(body)).encode()),
                 *(headers or []),
             ],

@@ -62,6 +62,19 @@ def test_of_several_tenants_none_gets_the_whole_queue(monkeypatch: pytest.Monkey
     assert load_config().tenant_queue == 2
 
 
+def test_keys_of_snapshots_are_long_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several are written with commas; the first signs."""
+    monkeypatch.setenv("CAROUSEL_SNAPSHOT_KEY", f"{'a' * 32},{'b' * 40}")
+    config = load_config()
+    assert config.snapshot_key == ("a" * 32, "b" * 40)
+    assert "aaaa" not in repr(config)
+    monkeypatch.setenv("CAROUSEL_SNAPSHOT_KEY", f"{'a' * 32},{'b' * 31}")
+    with pytest.raises(SettingsError, match="a key has 31 bytes, expected 32 or more") as caught:
+        load_config()
+    assert "aaaa" not in str(caught.value)
+    assert "bbbb" not in str(caught.value)
+
+
 def test_the_config_is_frozen() -> None:
     """What is in force does not change while the service runs."""
     with pytest.raises(ValidationError, match="frozen"):
