@@ -49,7 +49,7 @@ from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths
-from service.store.memory import MemoryStore
+from service.store.open import open_store
 from service.sweeper import period_of
 from service.wire import encode
 
@@ -156,7 +156,7 @@ class Carousel:
         )
         self.engine = Engine(
             catalog,
-            MemoryStore(config.max_sessions, config.idle_timeout_s),
+            open_store(config),
             max_batch=config.max_batch,
             max_queue=config.max_queue,
             max_steps=config.max_steps_per_request,
