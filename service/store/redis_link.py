@@ -69,7 +69,7 @@ class _Connected:
 
     async def _close_if_unused(self) -> None:
         if self._is_over and self._calls == 0:
-            await self.client.aclose()
+            await _close(self.client)
 
 
 class Link:
@@ -134,7 +134,7 @@ class Link:
 
     async def close(self) -> None:
         if self._connected is not None:
-            await self._connected.client.aclose()
+            await _close(self._connected.client)
             self._connected = None
 
     # Connecting ---------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Link:
                 try:
                     await self._check(client)
                 except BaseException:
-                    await client.aclose()
+                    await _close(client)
                     raise
                 self._connected = _Connected(client)
                 kind = "a cluster" if isinstance(client, redis.RedisCluster) else "one server"
@@ -167,16 +167,16 @@ class Link:
             try:
                 info = await one.info("cluster")
             except BaseException:
-                await one.aclose()
+                await _close(one)
                 raise
             if not info.get("cluster_enabled"):
                 return one
-            await one.aclose()
+            await _close(one)
         cluster = redis.RedisCluster.from_url(self._url, **options)
         try:
             await cluster.initialize()
         except BaseException:
-            await cluster.aclose()
+            await _close(cluster)
             raise
         return cluster
 
@@ -259,6 +259,14 @@ class Link:
             away_s = time.monotonic() - self._away_since
             logger.warning("Redis at %s is back after %.1f s", self._where, away_s)
             self._away_since = None
+
+
+async def _close(client: redis.Redis | redis.RedisCluster) -> None:
+    if isinstance(client, redis.RedisCluster):
+        # Its aclose() does nothing after a connection has failed, nor before it is initialised.
+        await client.nodes_manager.aclose()
+        await client.nodes_manager.aclose("startup_nodes")
+    await client.aclose()
 
 
 def _is_unanswered(error: Exception) -> bool:
