@@ -24,6 +24,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
@@ -42,7 +43,7 @@ from service.artifact import find_artifacts, locate_artifact, newest_artifacts
 from service.catalog import Catalog, check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
-from service.errors import CarouselError, SettingsError
+from service.errors import CarouselError, SettingsError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing
 from service.metrics import Metrics
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
@@ -165,6 +166,8 @@ class Carousel:
             metrics=Metrics(),
             sweep_period_s=period_of(config.idle_timeout_s),
         )
+        with suppress(StoreUnavailableError):  # its log says why, and it connects when it can
+            await self.engine.reach_store()
         self.engine.start()
         _drain_on_signals(self.engine)
         self.access = open_access(config)

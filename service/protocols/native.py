@@ -6,7 +6,7 @@
     GET    /sessions/{id}   where it stands
     DELETE /sessions/{id}   forget it
     GET    /models          what is served
-    GET    /readyz          200 once every configured model passed its self-test
+    GET    /readyz          200 once every model passed its self-test, and the store is there
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
@@ -227,6 +227,7 @@ class NativeApp:
             if is_known:
                 raise type(error)(error.message, **error.data)
             raise type(error)("a model is not served; the log says which, and /readyz with a key")
+        await self._engine.reach_store()
         body: dict[str, object] = {"status": "ready"}
         if is_known:
             body["models"] = self._engine.catalog.served

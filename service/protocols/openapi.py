@@ -21,6 +21,7 @@ from service.errors import (
     SessionNotFoundError,
     ShapeError,
     StepConflictError,
+    StoreUnavailableError,
     TooLongError,
     UnauthorizedError,
     UnknownModelError,
@@ -298,12 +299,13 @@ def native_paths() -> dict[str, dict[str, Any]]:
         "/readyz": {
             "get": _operation(
                 "readyz",
-                "Whether every configured model passed its self-test on this machine.",
+                "Whether every configured model passed its self-test on this machine, and the "
+                "store of the sessions is there.",
                 _json(
                     {"type": "object"},
                     {"status": "ready", "models": ["sine-cell:0123456789abcdef"]},
                 ),
-                (ArtifactError, DrainingError),
+                (ArtifactError, DrainingError, StoreUnavailableError),
             )
         },
     }
