@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -141,18 +141,15 @@ class CuttingProxy:
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
-        self._listener: asyncio.Server | None = None
         self.cut: Literal["request", "reply"] | None = None  # the next one, and only that
         self.on_cut: Callable[[], Awaitable[object]] | None = None  # before the client notices
 
-    async def start(self) -> str:
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"redis://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}/0"
-
-    async def close(self) -> None:
-        assert self._listener is not None
-        self._listener.close()
-        await self._listener.wait_closed()
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """The URL of the way through it."""
+        listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        async with listener:
+            yield f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         near, far = await asyncio.open_connection("127.0.0.1", self._server.port)

@@ -93,13 +93,12 @@ def test_a_commit_that_was_cut_off_is_done_once(
 
     async def check() -> None:
         proxy = CuttingProxy(server)
-        async with opened(await proxy.start()) as store:
+        async with proxy.listening() as url, opened(url) as store:
             await commit(store, A, None, record(1))
             proxy.cut = cut  # type: ignore[assignment]
             assert await commit(store, A, record(1), after) is Outcome.DONE
             assert proxy.cut is None
             assert await get(store, A) == after
-        await proxy.close()
 
     asyncio.run(check())
 
@@ -110,7 +109,11 @@ def test_a_cut_commit_that_another_passed_is_not_guessed(server: RedisServer, cu
 
     async def check() -> None:
         proxy = CuttingProxy(server)
-        async with opened(await proxy.start()) as store, opened(server.url) as other:
+        async with (
+            proxy.listening() as url,
+            opened(url) as store,
+            opened(server.url) as other,
+        ):
             await commit(store, A, None, record(1))
 
             async def overtake() -> None:
@@ -123,7 +126,6 @@ def test_a_cut_commit_that_another_passed_is_not_guessed(server: RedisServer, cu
                 await commit(store, A, record(1), record(2))
             assert error.value.data == {"retry_after_s": 1}
             assert await get(store, A) == record(3 if cut == "reply" else 2)
-        await proxy.close()
 
     asyncio.run(check())
 
@@ -133,11 +135,10 @@ def test_a_read_that_was_cut_off_is_made_again(server: RedisServer) -> None:
 
     async def check() -> None:
         proxy = CuttingProxy(server)
-        async with opened(await proxy.start()) as store:
+        async with proxy.listening() as url, opened(url) as store:
             await commit(store, A, None, record(1))
             proxy.cut = "reply"
             assert await get(store, A) == record(1)
-        await proxy.close()
 
     asyncio.run(check())
 
