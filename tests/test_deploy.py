@@ -18,7 +18,7 @@ from service.store.redis_link import Link
 from tests.service.redis_servers import one_server
 
 ROOT = Path(__file__).parents[1]
-DEPLOY = ROOT / "deploy"
+DEPLOY, README = ROOT / "deploy", ROOT / "README.md"
 OF_BENTOML = {"/livez", "/healthz"}  # routes that are not ours; e2e tests ask /livez
 STICKY = re.compile(r"cookie|stick|hash|ClientIP|affinity: *C|balance (?!roundrobin)", re.I)
 
@@ -47,9 +47,13 @@ def compose() -> Any:
 def environments() -> Iterator[dict[str, str]]:
     yield {one["name"]: one["value"] for one in service_container()["env"]}
     yield compose()["services"]["carousel"]["environment"]
+    (line,) = re.findall(r"^\$ (CAROUSEL_STORE=redis .*) make serve$", README.read_text(), re.M)
+    yield dict(part.split("=", 1) for part in line.split())
 
 
-@pytest.mark.parametrize("environment", list(environments()), ids=["kubernetes", "compose"])
+@pytest.mark.parametrize(
+    "environment", list(environments()), ids=["kubernetes", "compose", "readme"]
+)
 def test_the_settings_are_the_services_own(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +68,7 @@ def test_the_settings_are_the_services_own(
 
 def test_the_redis_that_the_services_are_told_of_is_there() -> None:
     """By its name and port."""
-    kubernetes, composed = environments()
+    kubernetes, composed, _ = environments()
     valkey = manifests()["Service", "valkey"]
     (port,) = valkey["spec"]["ports"]
     expected = f"redis://{valkey['metadata']['name']}:{port['port']}/0"

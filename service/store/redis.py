@@ -116,10 +116,7 @@ class RedisStore:
 
     async def sweep(self) -> list[SessionKey]:
         parts = [Part(bucket, []) for bucket in ALL_BUCKETS]
-        try:
-            replies = await self._link.run(SWEEP, [EXPIRED_A_SWEEP], parts)
-        except UnansweredError:
-            raise self._link.unavailable() from None
+        replies = await self._run_last(SWEEP, [EXPIRED_A_SWEEP], parts)
         return [key_of(member) for reply in replies for member in reply]
 
     async def close(self) -> None:
@@ -142,7 +139,8 @@ class RedisStore:
         try:
             replies = await self._link.run(COMMIT, [self._idle_timeout_ms, token, b"0"], parts)
         except UnansweredError:
-            replies = await self._run_again(COMMIT, [self._idle_timeout_ms, token, b"1"], parts)
+            again = [self._idle_timeout_ms, token, b"1"]
+            replies = await self._run_last(COMMIT, again, parts, insist=True)
         letters = _in_order(replies, order)
         if UNKNOWN in letters:
             raise self._link.unavailable()
@@ -219,13 +217,14 @@ class RedisStore:
         try:
             return await self._link.run(script, common, parts)
         except UnansweredError:
-            return await self._run_again(script, common, parts)
+            return await self._run_last(script, common, parts)
 
-    async def _run_again(
-        self, script: Script, common: Sequence[Any], parts: Sequence[Part]
+    async def _run_last(
+        self, script: Script, common: Sequence[Any], parts: Sequence[Part], insist: bool = False
     ) -> list[list[Any]]:
+        """A call that is not made again if it stays without an answer."""
         try:
-            return await self._link.run(script, common, parts, insist=True)
+            return await self._link.run(script, common, parts, insist)
         except UnansweredError:
             raise self._link.unavailable() from None
 

@@ -14,8 +14,8 @@ Rules
   the session expires (u64, ms). The record follows, as `pack_record` wrote it: its bytes 1 to 16
   are birth and step, and tell it from another. All numbers little-endian.
 - The layout is the same on one server and on a cluster: `redis-cli --cluster import` moves the
-  sessions of one into the other. The tags are chosen so that the buckets' slots lie evenly over
-  all 16,384, and so over the nodes of a cluster.
+  sessions of one into the other, while no service runs (it moves one key after another). The tags
+  are chosen so that the buckets' slots lie evenly over all 16,384, and so over a cluster's nodes.
 - The time is the server's, read in the script. What has expired is dead for every script, swept
   or not.
 - A script takes any number of buckets: of each the first `keys` of its keys, and as arguments its

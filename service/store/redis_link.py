@@ -99,16 +99,16 @@ class Link:
             StoreUnavailableError, StoreFullError: nothing was done on one server; on a cluster,
                 nothing on the nodes that refused.
         """
-        is_trial = self._away_since is not None
-        if is_trial and self._is_tried and not insist:
-            raise self.unavailable()
-        self._is_tried = self._is_tried or is_trial
-        try:
-            async with self._calls:
+        async with self._calls:
+            is_trial = self._away_since is not None
+            if is_trial and self._is_tried and not insist:
+                raise self.unavailable()
+            self._is_tried = self._is_tried or is_trial
+            try:
                 replies = await self._run(script, common, parts)
-        finally:
-            if is_trial:
-                self._is_tried = False
+            finally:
+                if is_trial:
+                    self._is_tried = False
         self._note_back()
         return replies
 
