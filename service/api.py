@@ -24,6 +24,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -43,7 +44,7 @@ from service.artifact import find_artifacts
 from service.catalog import check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
-from service.errors import CarouselError, SettingsError
+from service.errors import CarouselError, SettingsError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing
 from service.leases import Leases
 from service.metrics import Metrics
@@ -55,7 +56,7 @@ from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths
 from service.shelf import Shelf, names_at
 from service.snapshot import open_keyring
-from service.store.memory import MemoryStore
+from service.store.open import open_store
 from service.sweeper import period_of
 from service.watch import Watch
 from service.wire import encode
@@ -162,7 +163,7 @@ class Carousel:
         )
         shelf = Shelf(find_models(config, self.bento_service.bento), load)
         catalog = shelf.open(config.default_model)
-        store = MemoryStore(config.max_sessions, config.idle_timeout_s)
+        store = open_store(config)
         renew_s = config.idle_timeout_s / 4
         promotions = Promotions(store, renew_s)
         self.engine = Engine(
@@ -178,6 +179,8 @@ class Carousel:
             fetch=partial(shelf.fetch, catalog),
             promotions=promotions,
         )
+        with suppress(StoreUnavailableError):  # its log says why, and it connects when it can
+            await self.engine.reach_store()
         self.watch = Watch(catalog, shelf, promotions, Leases(store, renew_s))
         await self.watch.start()
         self.engine.start()

@@ -15,12 +15,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.redis_url import EXPECTED, is_redis_url, without_password
 
 PREFIX = "CAROUSEL_"
 MIN_KEY_BYTES = 32  # of a key that signs snapshots: what HMAC-SHA256 can use (RFC 2104)
@@ -38,7 +40,9 @@ class Config(BaseSettings):
     variant: str | None = None  # none: each manifest's default_variant
     default_model: str | None = None  # none: needed only where several models are served
 
-    store: Literal["memory"] = "memory"
+    store: Literal["memory", "redis"] = "memory"
+    durability: Literal["process", "power"] = "process"  # `power` waits for the disk
+    redis_url: Annotated[str | None, Field(validate_default=True)] = None  # of `redis`
     workers: PositiveInt = 1  # the memory store cannot be shared
 
     max_batch: PositiveInt = 256  # rows; beyond it a batch of a small model gains nothing
@@ -108,13 +112,27 @@ class Config(BaseSettings):
 
     @field_validator("workers")
     @classmethod
-    def _memory_is_not_shared(cls, workers: int) -> int:
-        if workers > 1:
+    def _memory_is_not_shared(cls, workers: int, info: ValidationInfo) -> int:
+        if workers > 1 and info.data.get("store") == "memory":
             raise ValueError(
                 f"{workers} workers cannot share the `memory` store: each would answer from "
                 "states of its own; set CAROUSEL_WORKERS=1"
             )
         return workers
+
+    @field_validator("redis_url")
+    @classmethod
+    def _url_of_the_redis_store(cls, url: str | None, info: ValidationInfo) -> str | None:
+        store = info.data.get("store")
+        if url is None and store == "redis":
+            raise ValueError(f"CAROUSEL_STORE=redis needs it, expected {EXPECTED}")
+        if url is not None and not is_redis_url(url):
+            raise ValueError(f"it is not a URL of Redis, expected {EXPECTED}")
+        if url is not None and store not in ("redis", None):
+            raise ValueError(
+                f"the store is `{store}`; set CAROUSEL_STORE=redis, or leave CAROUSEL_REDIS_URL out"
+            )
+        return url
 
 
 def load_config() -> Config:
@@ -135,7 +153,15 @@ def load_config() -> Config:
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         if "snapshot_key" in first["loc"]:  # a secret: neither here nor in a traceback
             raise SettingsError(f"{name}: {reason}", setting=name) from None
-        raise SettingsError(f"{name}={first['input']}: {reason}", setting=name) from error
+        raise SettingsError(f"{_shown(name, first['input'])}: {reason}", setting=name) from error
+
+
+def _shown(name: str, value: object) -> str:
+    """A setting as the operator wrote it, but for a password."""
+    if value is None:
+        return f"{name} is not set"
+    is_url = name == PREFIX + "REDIS_URL"
+    return f"{name}={without_password(str(value)) if is_url else value}"
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

@@ -225,6 +225,10 @@ class Engine:
             raise no_session(key.session_id)
         return record
 
+    async def reach_store(self) -> None:
+        """Read from the store, to see that it is there; StoreUnavailableError if it is not."""
+        await self._store.get([SessionKey("", "")])
+
     async def drop(self, key: SessionKey) -> Record:
         """Forget a session, after the requests that it has waiting; SessionNotFoundError."""
 

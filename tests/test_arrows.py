@@ -15,6 +15,7 @@ PACKAGES = ("models", "export", "service", "benchmarks")
 # Of `service`, left never imports right; one place holds modules that may import each other's left.
 SERVICE_ORDER: list[set[str]] = [
     {"errors"},
+    {"redis_url"},
     {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "pace"},
     {"wire", "keys"},
     {"pipeline"},
@@ -32,8 +33,10 @@ SERVICE_ORDER: list[set[str]] = [
     {"job", "snapshot"},
     {"store", "batcher"},
     {"store.memory", "store.record_bytes", "forecast", "sweeper"},
-    {"promotion"},
-    {"leases"},
+    {"promotion", "store.redis_layout"},
+    {"leases", "store.redis_link"},
+    {"store.redis"},
+    {"store.open"},
     {"engine", "watch"},
     {"copying"},
     {"protocols", "protocols.asgi"},
@@ -81,7 +84,7 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
     "bentoml": {"service.api"},
     "_bentoml_impl": set[str](),
     "_bentoml_sdk": set[str](),
-    "redis": {"service.store.redis"},
+    "redis": {"service.store.redis_link"},
     "prometheus_client": {"service.metrics"},
 }
 LEAVING_TORCH = {  # how the names of what torch will drop begin -> the modules that may use them

@@ -6,7 +6,8 @@
     GET    /sessions/{id}   where it stands
     DELETE /sessions/{id}   forget it; its forks and snapshots: service/protocols/copies.py
     GET    /models          what is served
-    GET    /readyz          200 while of every configured model a version passed its self-test
+    GET    /readyz          200 while of every configured model a version passed its self-test, and the
+                            store is there
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
@@ -258,6 +259,7 @@ class NativeApp:
             if is_known:
                 raise type(error)(error.message, **error.data)
             raise type(error)("a model is not served; the log says which, and /readyz with a key")
+        await self._engine.reach_store()
         body: dict[str, object] = {"status": "ready"}
         if is_known:
             body["models"] = self._engine.catalog.served

@@ -27,6 +27,7 @@ from service.errors import (
     SignatureError,
     SnapshotError,
     StepConflictError,
+    StoreUnavailableError,
     TooLongError,
     UnauthorizedError,
     UnknownModelError,
@@ -333,12 +334,13 @@ def native_paths() -> dict[str, dict[str, Any]]:
         "/readyz": {
             "get": _operation(
                 "readyz",
-                "Whether of every configured model a version passed its self-test on this machine.",
+                "Whether of every configured model a version passed its self-test on this machine, "
+                "and the store of the sessions is there.",
                 _json(
                     {"type": "object"},
                     {"status": "ready", "models": ["sine-cell:0123456789abcdef"]},
                 ),
-                (ArtifactError, DrainingError),
+                (ArtifactError, DrainingError, StoreUnavailableError),
             )
         },
     }

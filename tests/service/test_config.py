@@ -103,3 +103,42 @@ def test_a_setting_that_cannot_be_meant_stops_the_start(
         load_config()
     assert "\n" not in caught.value.message
     assert caught.value.data == {"setting": name}
+
+
+@pytest.mark.parametrize(
+    ("store", "url", "message"),
+    [
+        (
+            "redis",
+            "",
+            "CAROUSEL_REDIS_URL is not set: CAROUSEL_STORE=redis needs it, expected redi",
+        ),
+        ("redis", "localhost:6379", "it is not a URL of Redis, expected redis://HOST:PORT/0"),
+        ("redis", "http://u:secret@h", "CAROUSEL_REDIS_URL=http://h: it is not a URL of Redis"),
+        ("redis", "unix://", "is not a URL of Redis"),
+        ("memory", "redis://u:secret@h/1", "CAROUSEL_REDIS_URL=redis://h/1: the store is `memory`"),
+    ],
+)
+def test_the_redis_store_and_its_url_go_together(
+    monkeypatch: pytest.MonkeyPatch, store: str, url: str, message: str
+) -> None:
+    """Either without the other stops the start; a password is not shown."""
+    monkeypatch.setenv("CAROUSEL_STORE", store)
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        load_config()
+    assert message in caught.value.message
+    assert "secret" not in caught.value.message
+    assert caught.value.data == {"setting": "CAROUSEL_REDIS_URL"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "rediss://u:p@h:6380/1", "unix:///run/redis.sock", "redis+cluster://h:7000"],
+)
+def test_every_kind_of_redis_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """And several workers may share that store."""
+    monkeypatch.setenv("CAROUSEL_STORE", "redis")
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", url)
+    monkeypatch.setenv("CAROUSEL_WORKERS", "2")
+    assert (load_config().redis_url, load_config().workers) == (url, 2)
