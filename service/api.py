@@ -186,7 +186,7 @@ class Carousel:
         self.engine.start()
         _drain_on_signals(self.engine)
         self.access = open_access(config)
-        keyring = open_keyring(config.snapshot_key, None, shared=False)
+        keyring = open_keyring(config.snapshot_key, None, shared=config.store == "redis")
         self.bento_service.native = NativeApp(
             self.engine, config.max_body_bytes, self.access, keyring
         )

@@ -6,8 +6,8 @@
     GET    /sessions/{id}   where it stands
     DELETE /sessions/{id}   forget it; its forks and snapshots: service/protocols/copies.py
     GET    /models          what is served
-    GET    /readyz          200 while of every configured model a version passed its self-test, and the
-                            store is there
+    GET    /readyz          200 while a version of every model passed its self-test, and the store
+                            is there
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
