@@ -39,27 +39,25 @@ def test_connections_to_redis_that_are_cut_lose_nothing(
     cuts = 0
 
     async def whole() -> tuple[Verdict, list[Service]]:
-        proxy = Proxy(redis.port)
-        await proxy.start()
-        services = on_redis(service, proxy.port)
+        async with Proxy(redis.port) as proxy:
+            services = on_redis(service, proxy.port)
 
-        async def trouble(load: Load) -> None:
-            nonlocal cuts
-            rng = random.Random(7)
-            for n in range(25):
-                await asyncio.sleep(rng.uniform(0.05, 0.2))
-                proxy.refuse(n % 5 == 4)
-                proxy.cut()
-                cuts += 1
-            await asyncio.sleep(0.3)
-            proxy.refuse(False)
+            async def trouble(load: Load) -> None:
+                nonlocal cuts
+                rng = random.Random(7)
+                for n in range(25):
+                    await asyncio.sleep(rng.uniform(0.05, 0.2))
+                    proxy.refuse(n % 5 == 4)
+                    proxy.cut()
+                    cuts += 1
+                await asyncio.sleep(0.3)
+                proxy.refuse(False)
 
-        await start_all(services)
-        verdict = await run([one.port for one in services], model, trouble)
-        for one in services:
-            await asyncio.to_thread(one.stop)
-        await proxy.stop()
-        return verdict, services
+            await start_all(services)
+            verdict = await run([one.port for one in services], model, trouble)
+            for one in services:
+                await asyncio.to_thread(one.stop)
+            return verdict, services
 
     verdict, services = asyncio.run(whole())
     print(f"{cuts} cuts; {verdict}")
