@@ -54,7 +54,7 @@ def test_connections_to_redis_that_are_cut_lose_nothing(
                 proxy.refuse(False)
 
             await start_all(services)
-            verdict = await run([one.port for one in services], model, trouble)
+            verdict = await run([one.port for one in services], model, trouble, steps=2_000)
             for one in services:
                 await asyncio.to_thread(one.stop)
             return verdict, services
@@ -62,7 +62,6 @@ def test_connections_to_redis_that_are_cut_lose_nothing(
     verdict, services = asyncio.run(whole())
     print(f"{cuts} cuts; {verdict}")
     assert verdict.faults == []
-    assert verdict.steps > 1_000
     no_traceback(services)
 
 
@@ -81,12 +80,11 @@ def test_a_redis_that_dies_and_comes_back_loses_nothing(
 
     async def whole() -> Verdict:
         await start_all(services)
-        return await run([one.port for one in services], model, trouble)
+        return await run([one.port for one in services], model, trouble, steps=2_000)
 
     verdict = asyncio.run(whole())
     print(verdict)
     assert verdict.faults == []
-    assert verdict.steps > 1_000
     no_traceback(services)
 
 
@@ -104,7 +102,7 @@ def test_services_that_are_killed_beside_others_lose_nothing(
 
     async def whole() -> Verdict:
         await start_all(services)
-        return await run([one.port for one in services], model, trouble)
+        return await run([one.port for one in services], model, trouble, steps=2_000)
 
     verdict = asyncio.run(whole())
     print(verdict)

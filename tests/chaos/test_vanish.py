@@ -110,11 +110,9 @@ def test_clients_that_vanish_leave_nothing_behind(
 
     async def whole() -> None:
         await one.start_and_wait()
-        verdict = await run(
-            [one.port], model, trouble, size=Size(unary=2, stream=1), mischief=Mischief(cut=0.05)
-        )
+        size, mischief = Size(unary=2, stream=1), Mischief(cut=0.05)
+        verdict = await run([one.port], model, trouble, steps=2_000, size=size, mischief=mischief)
         assert verdict.faults == []
-        assert verdict.steps > 1_000
 
     asyncio.run(whole())
     deadline = time.monotonic() + SETTLE_S
