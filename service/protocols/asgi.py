@@ -23,7 +23,7 @@ class ClientGone(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-def to_who_stays(receive: Receive, send: Send) -> Send:
+def to_who_stays(send: Send) -> Send:
     """`send` that raises ClientGone once the connection is closed.
 
     Of requests that a client sent in a row, uvicorn tells only the last one's app that it left;

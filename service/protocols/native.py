@@ -115,7 +115,7 @@ class NativeApp:
         return _route_of(path) in self._routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        send = to_who_stays(receive, send)
+        send = to_who_stays(send)
         try:
             await self._answer(scope, receive, send)
         except ClientGone:

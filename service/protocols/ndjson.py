@@ -146,6 +146,7 @@ class _Stream:
                 "the server is shutting down; this line and those after it were not run, "
                 "send them to another, or try again"
             )
+            self._engine.metrics.refused(refusal)
             self._farewell = _error_line(refusal, self._lines_done + 1, None)
 
     async def write(self, send: Send, reader: "asyncio.Task[None]") -> None:

@@ -23,7 +23,7 @@ class Size:
     unary: int = 4
     stream: int = 2
     sessions_each: int = 6
-    shared_sessions: int = 2  # that every client takes part in
+    shared_sessions: int = 4  # that every client takes part in
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tests.chaos.conftest import StartService
 from tests.chaos.run import Verdict, run
 from tests.chaos.servers import Redis
 
+pytestmark = pytest.mark.slow
 IDLE_TIMEOUT_S = "60"  # less than the clock is moved
 
 

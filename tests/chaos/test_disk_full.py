@@ -19,6 +19,7 @@ from tests.chaos.http_client import Reply, ask
 from tests.chaos.run import Verdict, run
 from tests.chaos.servers import Service
 
+pytestmark = pytest.mark.slow
 DISK_BYTES = 24 << 20
 STEPS = 2_000  # of each request: its session keeps the last reply, of 8 kB
 TRIES = 3_000  # such sessions: more than the disk holds

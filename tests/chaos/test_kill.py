@@ -47,6 +47,7 @@ def kill_under_load(
     return verdict
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_when_workers_and_services_are_killed(
     service: StartService, model: Model, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -10,10 +11,10 @@ import pytest
 from service.model import Model
 from tests.chaos.clients import Load
 from tests.chaos.conftest import StartService
-from tests.chaos.run import Verdict, run
+from tests.chaos.run import Verdict, intervals, run
 from tests.chaos.servers import Proxy, Redis, Service
 
-pytestmark = pytest.mark.needs("redis-server")
+pytestmark = [pytest.mark.needs("redis-server"), pytest.mark.slow]
 SERVERS = 3
 
 
@@ -107,4 +108,50 @@ def test_services_that_are_killed_beside_others_lose_nothing(
     verdict = asyncio.run(whole())
     print(verdict)
     assert verdict.faults == []
+    no_traceback(services)
+
+
+@pytest.mark.long
+def test_nothing_is_lost_over_fifty_troubles(
+    service: StartService, redis: Redis, model: Model
+) -> None:
+    """`make chaos`: SIGKILL of a service or of Redis, or cut connections, over 200,000 steps."""
+    at: list[float] = []
+
+    async def whole() -> tuple[Verdict, list[Service]]:
+        async with Proxy(redis.port) as proxy:
+            services = on_redis(service, proxy.port)
+
+            async def kill_redis() -> None:
+                await asyncio.to_thread(redis.stop, signal.SIGKILL)
+                await asyncio.to_thread(redis.start)
+
+            async def kill_service(one: Service) -> None:
+                await asyncio.to_thread(one.kill)
+                await one.start_and_wait()
+
+            async def trouble(load: Load) -> None:
+                rng = random.Random(50)
+                while len(at) < 50 or load.ledger.steps < 200_000:
+                    await asyncio.sleep(rng.uniform(0.1, 0.5))
+                    at.append(time.monotonic())
+                    match rng.randrange(3):
+                        case 0:
+                            await kill_service(rng.choice(services))
+                        case 1:
+                            await kill_redis()
+                        case 2:
+                            proxy.cut()
+
+            await start_all(services)
+            ports = [one.port for one in services]
+            verdict = await run(ports, model, trouble, timeout_s=900)
+            for one in services:
+                await asyncio.to_thread(one.stop)
+            return verdict, services
+
+    verdict, services = asyncio.run(whole())
+    print(f"{len(at)} troubles, {intervals(at)}; {verdict}")
+    assert verdict.faults == []
+    assert len(at) >= 50 and verdict.steps >= 200_000
     no_traceback(services)
