@@ -42,7 +42,7 @@ class Target:
         reply = self.client.get(f"/sessions/{session_id}")
         return int(reply.json()["step"]) if reply.status_code == 200 else 0
 
-    def note(self, status: int, request: dict[str, Any], reply: dict[str, Any]) -> None:
+    def note(self, status: int, request: Any, reply: Any) -> None:
         """The victim got a reply: 200 and y for these rows, or a refusal."""
         if status == 200:
             x = tuple(tuple(map(float, row)) for row in request["x"])
