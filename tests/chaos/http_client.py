@@ -61,7 +61,7 @@ class Connection:
 
     async def send_line(self, line: bytes) -> None:
         """One NDJSON line as one chunk of a chunked body."""
-        await self.send(b"%x\r\n%s\n\r\n" % (len(line) + 1, line))
+        await self.send(chunked(line))
 
     async def read_head(self) -> tuple[int, dict[str, str]]:
         """The status and the headers, names in lower case."""
@@ -127,6 +127,11 @@ def request(method: str, path: str, body: bytes = b"") -> bytes:
     """The bytes of a request of a stated length."""
     head = f"{method} {path} HTTP/1.1\r\nhost: chaos\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
+
+
+def chunked(line: bytes) -> bytes:
+    """One NDJSON line as one chunk of a chunked body."""
+    return b"%x\r\n%s\n\r\n" % (len(line) + 1, line)
 
 
 STREAM_HEAD = (

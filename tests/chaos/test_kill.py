@@ -1,8 +1,10 @@
 """SIGKILL under load: of a worker, and of the whole service; nothing is lost, doubled or mixed."""
 
 import asyncio
+import json
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from service.model import Model
 from tests.chaos.clients import Load
 from tests.chaos.conftest import StartService, disk
+from tests.chaos.http_client import STREAM_HEAD, Broken, ask, chunked, connect
+from tests.chaos.oracle import Chunk, Fault, Ledger
 from tests.chaos.run import Verdict, intervals, run
 from tests.chaos.servers import Service
 
@@ -96,6 +100,60 @@ def test_a_killed_worker_comes_back_by_itself(
     verdict = asyncio.run(whole())
     assert verdict.faults == []
     assert "Traceback" not in killed.text()
+
+
+@pytest.mark.slow
+def test_lines_in_flight_are_run_whole_or_not_at_all(
+    service: StartService, model: Model, tmp_path: Path
+) -> None:
+    """A stream sends far ahead of its answers; after a SIGKILL its session goes on from there."""
+    killed = service(**disk(tmp_path, workers=1))
+    ledger = Ledger()
+    rng = random.Random(5)
+
+    def chunk(start: int) -> Chunk:
+        x = tuple((rng.gauss(0, 1),) for _ in range(rng.choice([1, 2, 30])))
+        return Chunk("ahead", start, x)
+
+    def body(one: Chunk) -> bytes:
+        return json.dumps({"session_id": "ahead", "x": one.x, "step": one.start}).encode()
+
+    async def stand() -> int:
+        reply = await ask(killed.port, "GET", "/sessions/ahead")
+        return int(reply.json()["step"]) if reply.status == 200 else 0
+
+    async def one_life() -> None:
+        sent = [chunk(await stand())]
+        for _ in range(300):
+            sent.append(chunk(sent[-1].end))
+        answered = 0
+        async with connect(killed.port) as connection:
+            await connection.send(STREAM_HEAD + b"".join(chunked(body(one)) for one in sent))
+            await connection.read_head()
+            with suppress(Broken):
+                while True:
+                    line = await connection.read_line()
+                    assert line is not None
+                    y = tuple(map(tuple, json.loads(line)["y"]))
+                    ledger.acknowledge(sent[answered], y)
+                    answered += 1
+                    if answered == 100:
+                        await asyncio.to_thread(killed.kill)
+        for one in sent[answered:]:
+            ledger.doubt(one)
+        await killed.start_and_wait()
+
+    async def whole() -> list[Fault]:
+        await killed.start_and_wait()
+        for _ in range(3):
+            await one_life()
+        last = chunk(await stand())
+        reply = await ask(killed.port, "POST", "/predict", body(last))
+        ledger.acknowledge(last, tuple(map(tuple, reply.json()["y"])))
+        return ledger.judge(model, {"ahead": await stand()})
+
+    assert asyncio.run(whole()) == []
+    assert len(ledger.acknowledged) > 300
 
 
 def test_the_harness_finds_what_a_store_loses(service: StartService, model: Model) -> None:
