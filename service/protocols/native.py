@@ -43,6 +43,7 @@ from service.protocols.asgi import (
     read_body,
     send_error,
     send_json,
+    to_who_stays,
 )
 from service.protocols.copies import (
     SESSION,
@@ -134,6 +135,13 @@ class NativeApp:
         return route_of(path) in self._routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = to_who_stays(send)
+        try:
+            await self._answer(scope, receive, send)
+        except ClientGone:
+            logger.info("%s %s: the client went away", scope["method"], scope["path"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             handler = self._find(_route_of(scope), scope["method"])
             if scope["path"] not in OPEN:
@@ -142,7 +150,7 @@ class NativeApp:
                     require_admin(caller)
             await handler(scope, receive, send)
         except ClientGone:
-            logger.info("%s %s: the client went away", scope["method"], scope["path"])
+            raise
         except MethodNotAllowedError as error:
             allowed = ", ".join(self._routes[_route_of(scope)])
             await self._refuse(send, error, [(b"allow", allowed.encode())])
