@@ -9,13 +9,13 @@ INSTALLED := .venv/.installed
 DEMOS := sine-cell series-lstm
 MAX_WORKERS := 8  # of the tests: each takes about 1.5 GB
 # What tests need besides Python: PROGRAM, or PROGRAM=PACKAGE where Debian names them differently.
-DEBIAN_PACKAGES := chromium curl qemu-x86_64=qemu-user
+DEBIAN_PACKAGES := chromium curl faketime haproxy qemu-x86_64=qemu-user redis-server
 
 export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.
 serve: export CAROUSEL_DEFAULT_MODEL ?= sine-cell
 
-.PHONY: serve demos test check packages bench clean
+.PHONY: serve demos test chaos check packages bench clean
 
 serve: demos
 	exec $(BIN)/bentoml serve
@@ -32,6 +32,10 @@ artifacts/%/.exported: | $(INSTALLED)
 
 test: $(INSTALLED) packages check
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=$(MAX_WORKERS)
+
+# What takes minutes: at least 50 kills and 200,000 steps.
+chaos: $(INSTALLED) packages
+	$(BIN)/python -m pytest -m long -s -n0
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

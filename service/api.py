@@ -6,10 +6,10 @@ whole app, so /predict and /stream meet none of its middlewares and no per-reque
 and what other BentoML services call in process; it goes the same road as the HTTP route.
 
 How the models are found, once, in the process that starts the workers (`settle_models`):
-CAROUSEL_MODELS; else, in a Bento, the Bento's own; else the newest version of every name under
-CAROUSEL_ARTIFACTS; else the artifacts in BentoML's model store. The workers get the answer as
-absolute directories in CAROUSEL_MODELS: BentoML changes their working directory, and all of them
-must serve the same versions. For the same reason CAROUSEL_STORE_PATH is made absolute there.
+CAROUSEL_MODELS; else, in a Bento, the Bento's own; else what is under CAROUSEL_ARTIFACTS; else the
+artifacts in BentoML's model store. The workers get the answer as absolute directories in
+CAROUSEL_MODELS, for BentoML changes their working directory; what of it is served, and from when
+on, says service/shelf.py. For the same reason CAROUSEL_STORE_PATH is made absolute there.
 
 Siblings are imported at the top and never later: outside its workers BentoML takes the project
 off `sys.path` once this module is imported.
@@ -24,6 +24,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
@@ -38,19 +40,25 @@ from bentoml._internal.service.openapi.specification import OpenAPISpecification
 from bentoml.exceptions import BentoMLException, NotFound
 from pydantic import BaseModel, Field
 
-from service.artifact import find_artifacts, locate_artifact, newest_artifacts
-from service.catalog import Catalog, check_default
+from service.artifact import find_artifacts
+from service.catalog import check_default
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
-from service.errors import CarouselError, SettingsError
+from service.errors import CarouselError, SettingsError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing
+from service.leases import Leases
 from service.metrics import Metrics
+from service.model import Model
+from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import TAG, native_paths
+from service.shelf import Shelf, names_at
+from service.snapshot import open_keyring
 from service.store.open import check_store, open_store
 from service.sweeper import period_of
+from service.watch import Watch
 from service.wire import encode
 
 logger = logging.getLogger("carousel")
@@ -121,6 +129,7 @@ class Carousel:
     bento_service: CarouselService  # set by BentoML
     engine: Engine
     access: Access
+    watch: Watch
 
     @bentoml.on_deployment
     @staticmethod
@@ -130,12 +139,12 @@ class Carousel:
         try:
             refuse_open_door(CONFIG, _asked_host())
             open_access(CONFIG)
-            paths = find_models(CONFIG, this.bento)
-            check_default(CONFIG.default_model, [path.parent.name for path in paths])
+            places = find_models(CONFIG, this.bento)
+            check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
-        os.environ[PREFIX + "MODELS"] = ",".join(map(str, paths))
+        os.environ[PREFIX + "MODELS"] = ",".join(map(str, places))
         os.environ[PREFIX + "STORE_PATH"] = str(CONFIG.store_path.absolute())
         if CONFIG.api_keys_file is not None:
             os.environ[PREFIX + "API_KEYS_FILE"] = str(CONFIG.api_keys_file.absolute())
@@ -147,18 +156,21 @@ class Carousel:
         """Load the models, prove them, and begin to serve."""
         _log_what_happens()
         config = CONFIG
-        paths = find_models(config, self.bento_service.bento)
-        catalog = Catalog.load(
-            paths,
-            config.variant,
-            config.default_model,
-            config.threads,
-            config.asked_batch,
-            config.max_state_bytes,
+        load = partial(
+            Model.load,
+            variant=config.variant,
+            threads=config.threads,
+            batch=config.asked_batch,
+            max_state_bytes=config.max_state_bytes,
         )
+        shelf = Shelf(find_models(config, self.bento_service.bento), load)
+        catalog = shelf.open(config.default_model)
+        store = open_store(config)
+        renew_s = config.idle_timeout_s / 4
+        promotions = Promotions(store, renew_s)
         self.engine = Engine(
             catalog,
-            open_store(config),
+            store,
             max_batch=config.max_batch,
             max_queue=config.max_queue,
             max_steps=config.max_steps_per_request,
@@ -166,15 +178,26 @@ class Carousel:
             max_queue_per_tenant=config.tenant_queue,
             metrics=Metrics(),
             sweep_period_s=period_of(config.idle_timeout_s),
+            fetch=partial(shelf.fetch, catalog),
+            promotions=promotions,
         )
+        with suppress(StoreUnavailableError):  # its log says why, and it connects when it can
+            await self.engine.reach_store()
+        self.watch = Watch(catalog, shelf, promotions, Leases(store, renew_s))
+        await self.watch.start()
         self.engine.start()
         _drain_on_signals(self.engine)
         self.access = open_access(config)
-        self.bento_service.native = NativeApp(self.engine, config.max_body_bytes, self.access)
+        own = config.store_path if config.store == "disk" else None
+        keyring = open_keyring(config.snapshot_key, own, shared=config.store == "redis")
+        self.bento_service.native = NativeApp(
+            self.engine, config.max_body_bytes, self.access, keyring
+        )
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Answer what was accepted, and stop."""
+        await self.watch.close()
         await self.engine.close()
 
     @bentoml.api(route="/predict")
@@ -235,7 +258,7 @@ def _asked_host() -> str:
 
 
 def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
-    """The artifact directories to serve, absolute, oldest first within a name.
+    """The places of the artifacts to serve, absolute, as `Shelf` takes them.
 
     Raises:
         SettingsError: there is nothing to serve, or a BentoML tag is not in the store.
@@ -245,7 +268,7 @@ def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
     if bento is not None:
         found = _ours(bentoml.models.get(info.tag) for info in bento.info.all_models)
     else:
-        found = [path.resolve() for path in newest_artifacts(find_artifacts(config.artifacts))]
+        found = [config.artifacts.resolve()] if find_artifacts(config.artifacts) else []
         found = found or _ours(_newest_stored(bentoml.models.list()))
     if not found:
         raise SettingsError(
@@ -257,10 +280,10 @@ def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:
 
 
 def _locate(what: str) -> Path:
-    """An artifact directory, the newest version in a NAME/ directory, or a BentoML tag."""
+    """A directory that holds one or several artifacts, or a BentoML tag."""
     path = Path(what)
     if path.is_dir() or os.sep in what:
-        return locate_artifact(path).resolve()
+        return path.resolve()
     try:
         return Path(bentoml.models.get(what).path)
     except NotFound:

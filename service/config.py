@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    Field,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -21,8 +22,10 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
+from service.redis_url import EXPECTED, is_redis_url, without_password
 
 PREFIX = "CAROUSEL_"
+MIN_KEY_BYTES = 32  # of a key that signs snapshots: what HMAC-SHA256 can use (RFC 2104)
 
 
 class Config(BaseSettings):
@@ -37,11 +40,12 @@ class Config(BaseSettings):
     variant: str | None = None  # none: each manifest's default_variant
     default_model: str | None = None  # none: needed only where several models are served
 
-    # `disk` outlives a restart, and all workers of one machine share it.
-    store: Literal["memory", "disk"] = "disk"
+    # `disk` outlives a restart, and all workers of one machine share it; `redis`, all machines.
+    store: Literal["memory", "disk", "redis"] = "disk"
     store_path: Path = Path("sessions")  # the directory of the disk store
     # `power` waits for the disk at every commit, which takes a hundred times as long.
     durability: Literal["process", "power"] = "process"
+    redis_url: Annotated[str | None, Field(validate_default=True)] = None  # of `redis`
     workers: PositiveInt = 1  # one keeps a core busy; the memory store cannot be shared
 
     max_batch: PositiveInt = 256  # rows; beyond it a batch of a small model gains nothing
@@ -54,6 +58,7 @@ class Config(BaseSettings):
     max_queue_per_tenant: PositiveInt | None = None  # none: see `tenant_queue`
     max_state_bytes: PositiveInt = 1 << 20  # 1 MiB: 16 times 8 LSTM layers of hidden 1024
     idle_timeout_s: PositiveFloat = 3_600.0  # 1 h: a sensor that reports twice an hour lives on
+    snapshot_key: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)  # the first signs
     threads: PositiveInt = 1  # per model run; one step of a small model is too short to share out
 
     api_keys_file: Path | None = None  # service/key_ring.py says what is in it
@@ -80,7 +85,7 @@ class Config(BaseSettings):
         """`max_batch` where the operator set it; None: the default, which asks for nothing."""
         return self.max_batch if "max_batch" in self.model_fields_set else None
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "snapshot_key", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -97,6 +102,17 @@ class Config(BaseSettings):
             )
         return self
 
+    @field_validator("snapshot_key")
+    @classmethod
+    def _long_enough(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            if (size := len(key.encode())) < MIN_KEY_BYTES:
+                raise ValueError(
+                    f"a key has {size} bytes, expected {MIN_KEY_BYTES} or more; "
+                    "`openssl rand -hex 32` makes one"
+                )
+        return keys
+
     @field_validator("workers")
     @classmethod
     def _memory_is_not_shared(cls, workers: int, info: ValidationInfo) -> int:
@@ -106,6 +122,20 @@ class Config(BaseSettings):
                 "states of its own; set CAROUSEL_WORKERS=1, or CAROUSEL_STORE=disk"
             )
         return workers
+
+    @field_validator("redis_url")
+    @classmethod
+    def _url_of_the_redis_store(cls, url: str | None, info: ValidationInfo) -> str | None:
+        store = info.data.get("store")
+        if url is None and store == "redis":
+            raise ValueError(f"CAROUSEL_STORE=redis needs it, expected {EXPECTED}")
+        if url is not None and not is_redis_url(url):
+            raise ValueError(f"it is not a URL of Redis, expected {EXPECTED}")
+        if url is not None and store not in ("redis", None):
+            raise ValueError(
+                f"the store is `{store}`; set CAROUSEL_STORE=redis, or leave CAROUSEL_REDIS_URL out"
+            )
+        return url
 
 
 def load_config() -> Config:
@@ -124,7 +154,17 @@ def load_config() -> Config:
         if not first["loc"]:  # two settings that contradict each other
             raise SettingsError(reason) from error
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"{name}={first['input']}: {reason}", setting=name) from error
+        if "snapshot_key" in first["loc"]:  # a secret: neither here nor in a traceback
+            raise SettingsError(f"{name}: {reason}", setting=name) from None
+        raise SettingsError(f"{_shown(name, first['input'])}: {reason}", setting=name) from error
+
+
+def _shown(name: str, value: object) -> str:
+    """A setting as the operator wrote it, but for a password."""
+    if value is None:
+        return f"{name} is not set"
+    is_url = name == PREFIX + "REDIS_URL"
+    return f"{name}={without_password(str(value)) if is_url else value}"
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

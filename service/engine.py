@@ -8,6 +8,7 @@ Rules
 - Once draining, accepted requests are answered and new ones refused.
 - A job that nobody waits for any more is not run.
 - A forecast is a job like others, whose rows are never committed (`service/forecast.py`).
+- A job whose model must first be loaded is put aside meanwhile, with its session; others go on.
 
 The engine is one task on the server's loop. A batch that is estimated to take less than
 `INLINE_S` runs on the loop itself: a trip to a thread and back costs more than that, under load.
@@ -17,7 +18,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,9 +28,10 @@ from service.catalog import Catalog
 from service.errors import (
     CapacityError,
     CarouselError,
+    ClientError,
     DrainingError,
     InternalError,
-    SessionNotFoundError,
+    ModelLoadingError,
     StoreFullError,
     UnknownModelError,
 )
@@ -45,7 +47,21 @@ from service.job import Answer, Job, Request
 from service.metrics import Metrics, unread_metrics
 from service.model import Model
 from service.pace import Pace
-from service.session import Move, Record, SessionKey, Situation, advance, decide, situation
+from service.promotion import Promoted, Promotions, promote
+from service.session import (
+    CONTROL,
+    Act,
+    Ask,
+    Move,
+    Record,
+    SessionKey,
+    Situation,
+    advance,
+    decide,
+    no_session,
+    reference,
+    situation,
+)
 from service.store import Commit, Outcome, Store
 from service.sweeper import sweep_forever
 
@@ -61,6 +77,8 @@ MAX_FORECAST_STEPS = 100_000  # of all samples: at 0.1 ms a step, what a drain m
 MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
 logger = logging.getLogger("carousel.engine")
+
+Fetch = Callable[[str], Awaitable[Model]]  # `name:version` of a model that is not loaded
 
 
 class Engine:
@@ -79,6 +97,8 @@ class Engine:
         metrics: Metrics | None = None,
         sweep_period_s: float | None = None,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
+        fetch: Fetch | None = None,
+        promotions: Promotions | None = None,
     ) -> None:
         """
         Args:
@@ -86,10 +106,12 @@ class Engine:
             sweep_period_s: between two looks for idle sessions; None: somebody else looks.
         """
         self.catalog = catalog
+        self.promotions = promotions or Promotions(store)
+        self.entropy = entropy  # what a session's birth is drawn from
+        self._fetch = fetch
         self._store = store
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
-        self._entropy = entropy
         self.metrics = metrics or unread_metrics()
         self._sweep_period_s = sweep_period_s
         self._pace = Pace(max_queue)
@@ -104,6 +126,7 @@ class Engine:
         self._under_way = UnderWay(
             max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
+        self._asides: set[asyncio.Task[None]] = set()  # of jobs that wait for their models
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
         self._pool = ThreadPoolExecutor(1, "carousel-run")
@@ -123,9 +146,7 @@ class Engine:
             DrainingError: the server is shutting down.
         """
         self.refuse_if_draining()
-        model = await self._guess_model(request)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        job = Job(request, model, self._max_steps, future)
+        job = await self._read(request)
         self._batcher.add(job)
         self._work.set()
         return job
@@ -152,7 +173,7 @@ class Engine:
         if request.key is not None:
             (record,) = await self._store.get([request.key])
         check_session(request, record)
-        model = self._model_of(request, record)
+        model = await self._get(lambda: self._model_of(request, record))
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         forecast = Forecast(request, record, model, self._forecast_limits, future)
         if forecast.is_whole:
@@ -195,25 +216,29 @@ class Engine:
 
     async def count_live(self) -> None:
         """Set the metric of live sessions to what the store holds now."""
-        self.metrics.live.set(await self._store.count())
+        own = await self._store.count(CONTROL)
+        self.metrics.live.set(await self._store.count() - own)
 
     async def look_up(self, key: SessionKey) -> Record:
         """Where a session stands; SessionNotFoundError if there is none."""
         (record,) = await self._store.get([key])
         if record is None:
-            raise _no_session(key)
+            raise no_session(key.session_id)
         return record
+
+    async def reach_store(self) -> None:
+        """Read from the store, to see that it is there; StoreUnavailableError if it is not."""
+        await self._store.get([SessionKey("", "")])
 
     async def drop(self, key: SessionKey) -> Record:
         """Forget a session, after the requests that it has waiting; SessionNotFoundError."""
 
         def forget(record: Record | None) -> None:
-            if record is None:
-                raise _no_session(key)
+            decide(Ask(key.session_id, act=Act.DROP), record)
 
         before, _ = await self.change(key, forget)
         if before is None:
-            raise _no_session(key)
+            raise no_session(key.session_id)
         return before
 
     async def change(
@@ -234,9 +259,7 @@ class Engine:
         Raises:
             CapacityError: there is no room for another session.
         """
-        last = self._batcher.last_of(key)
-        if last is not None:
-            await asyncio.wait([last.future])
+        await self.settle(key)
         while True:
             (before,) = await self._store.get([key])
             after = what(before)
@@ -247,9 +270,24 @@ class Engine:
             if outcome is not Outcome.LOST:
                 raise await self._full(outcome, key.tenant)
 
-    def _refuse_if_draining(self) -> None:
-        if self.is_draining:
-            raise DrainingError("the server is shutting down; send it to another, or try again")
+    async def load(self, reference: str) -> Model:
+        """The model `name` or `name:version`, loaded if it was not.
+
+        Raises:
+            UnknownModelError: no such model, or no such version of it, is served.
+            ArtifactError: its artifact is broken.
+        """
+        return await self._get(lambda: self.catalog.get(reference))
+
+    async def promote(self, name: str, source: str | None, to: str | None) -> Promoted:
+        """Move the sessions of one version to another, each with its next request; see there."""
+        return await promote(self.catalog, self.load, self.promotions, name, source, to)
+
+    async def settle(self, key: SessionKey) -> None:
+        """Return once what the session has waiting here now is done."""
+        last = self._batcher.last_of(key)
+        if last is not None:
+            await asyncio.wait([last.future])
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -330,21 +368,54 @@ class Engine:
             for job, record in zip(fresh, records, strict=True):
                 try:
                     self._begin(job, record)
+                except ModelLoadingError as error:
+                    self._put_aside(job, error)
                 except CarouselError as error:
                     self._refuse(job, error)
         return [row for row in batch if self._batcher.is_running(row.job)]
 
     def _begin(self, job: Job, record: Record | None) -> None:
-        if situation(job.ask, record) is not Situation.ELSEWHERE:
+        taken = job.model
+        goal = self.promotions.goal(record) if record is not None else None
+        if situation(job.ask, record, goal) is not Situation.ELSEWHERE:
             model = self._model_of(job.request, record)
             if model is not job.model:  # it was guessed before the session could be known
                 job.bind(model)
-                self._batcher.release(job, finished=False)
-                return
-        if decide(job.ask, record) is Move.REPLAY and record is not None:
+        if decide(job.ask, record, goal) is Move.REPLAY and record is not None:
+            if job.model.version != record.version:
+                raise _old_reply(record)
             self._answer(job, job.replay(record))
+            return
+        if record is not None and (moved := self._moved(job, record)) is not job.model:
+            job.bind(moved)
+        self.catalog.note_use(job.model.name, job.model.version)
+        if job.model is taken:
+            job.start(record, self.entropy())
+        else:  # it waits for a batch of its model
+            self._batcher.release(job, finished=False)
+
+    def _put_aside(self, job: Job, error: ModelLoadingError) -> None:
+        """Keep the job and its session out of batches until its model is loaded."""
+        self._batcher.park(job)
+        task = asyncio.get_running_loop().create_task(self._load_for(job, error))
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
+
+    async def _load_for(self, job: Job, error: ModelLoadingError) -> None:
+        failure: CarouselError | None = None
+        try:
+            await self._loaded(error)
+        except CarouselError as why:
+            failure = why
+        if job.future.done():
+            return  # abandoned, and forgotten, meanwhile
+        if failure is None:
+            self._batcher.wake(job)
+            self._work.set()
         else:
-            job.start(record, self._entropy())
+            self._batcher.discard(job)
+            self._room.set()
+            job.future.set_exception(failure)
 
     async def _run(self, rows: Sequence[Row[Work]]) -> list[Job]:
         """Advance each row by its slice; the jobs that are whole now."""
@@ -441,28 +512,73 @@ class Engine:
 
     # Models -------------------------------------------------------------------------------------
 
+    async def _read(self, request: Request) -> Job:
+        """The request as a job of the model that its session is most likely on.
+
+        `_begin` corrects the guess. Only where the rows do not fit it is the session looked up.
+        """
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        model = await self._guess_model(request)
+        try:
+            return Job(request, model, self._max_steps, future)
+        except ClientError:
+            if len(self.catalog.versions_of(model.name)) == 1:
+                raise
+            home = await self._home_of(request)
+            if home is model:
+                raise
+            return Job(request, home, self._max_steps, future)
+
     async def _guess_model(self, request: Request) -> Model:
-        """The model to read a request's rows for; `_begin` corrects it if the session differs."""
         if request.model is not None:
-            return self.catalog.get(request.model)
+            return await self.load(request.model)
         if self.catalog.only is not None:
             return self.catalog.only
         if (last := self._batcher.last_of(request.key)) is not None:
             return last.model
+        return await self._home_of(request)
+
+    async def _home_of(self, request: Request) -> Model:
         (record,) = await self._store.get([request.key])
-        return self._model_of(request, record)
+        return await self._get(lambda: self._model_of(request, record))
+
+    async def _get(self, find: Callable[[], Model]) -> Model:
+        """What `find` finds, once it is loaded."""
+        try:
+            return find()
+        except ModelLoadingError as error:
+            await self._loaded(error)
+            return find()
+
+    async def _loaded(self, error: ModelLoadingError) -> None:
+        if self._fetch is None:
+            raise error
+        await self._fetch(str(error.data["reference"]))
 
     def _model_of(self, request: Request | ForecastRequest, record: Record | None) -> Model:
+        """The model that reads the request's rows and gives the last reply again."""
         if record is None:
             return self.catalog.for_new(request.model)
+        lives_on = reference(record.model, record.version)
         try:
-            return self.catalog.get(f"{record.model}:{record.version}")
+            return self.catalog.get(lives_on)
         except UnknownModelError as error:
+            goal = reference(record.model, self.promotions.goal(record))
+            if goal != lives_on and self.catalog.is_offered(goal):
+                return self.catalog.get(goal)  # it moves there
             raise UnknownModelError(
-                f"session `{request.session_id}` lives on {record.model}:{record.version}, "
+                f"session `{request.session_id}` lives on {lives_on}, "
                 f"which is not served here; {error.message}",
                 **error.data,
             ) from error
+
+    def _moved(self, job: Job, record: Record) -> Model:
+        """The model that the session's next request runs on."""
+        goal = reference(record.model, self.promotions.goal(record))
+        stays = job.ask.model == reference(record.model, record.version)
+        if stays or not self.catalog.is_offered(goal) or goal in self.catalog.broken:
+            return job.model  # the client says so, or the other version is not here
+        return self.catalog.get(goal)
 
 
 def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] | CarouselError]:
@@ -496,8 +612,10 @@ def _record_of(job: Job) -> Record:
     )
 
 
-def _no_session(key: SessionKey) -> SessionNotFoundError:
-    return SessionNotFoundError(
-        f"there is no session `{key.session_id}`; it never began, expired, or was dropped",
-        session_id=key.session_id,
+def _old_reply(record: Record) -> UnknownModelError:
+    return UnknownModelError(
+        f"the last reply was given by {reference(record.model, record.version)}, which is not "
+        f"served here any more; go on with step {record.step}",
+        model=reference(record.model, record.version),
+        expected=record.step,
     )

@@ -141,6 +141,40 @@ class ModelConflictError(ClientError):
     status = 409
 
 
+class SessionExistsError(ClientError):
+    """A fork or a restore would be put over a session that is there."""
+
+    code = "session_exists"
+    status = 409
+
+
+class IncompatibleError(ClientError):
+    """Ports of two versions of a model differ, so a state of one is none of the other."""
+
+    code = "incompatible"
+    status = 409
+
+
+class SnapshotError(ClientError):
+    """The body is no snapshot of a session as this Carousel writes it."""
+
+    code = "bad_snapshot"
+
+
+class SignatureError(ClientError):
+    """The snapshot was changed, or was signed with a key that this server does not have."""
+
+    code = "bad_signature"
+    status = 403
+
+
+class OtherTenantError(ClientError):
+    """The snapshot is of another tenant's session."""
+
+    code = "other_tenant"
+    status = 403
+
+
 class SessionGoneError(ClientError):
     """`step` > 0 for a session the server does not hold: it expired or was dropped."""
 
@@ -172,6 +206,13 @@ class StoreFullError(CapacityError):
     """The store has no space left, as on a full disk; nothing was lost."""
 
     code = "store_full"
+    status = 503
+
+
+class ModelLoadingError(CapacityError):
+    """The model's artifact is here, and not loaded yet, `reference`; asked again, it will be."""
+
+    code = "model_loading"
     status = 503
 
 
@@ -223,6 +264,13 @@ class InternalError(CarouselError):
     """A bug of ours; the log has the traceback, the reply does not."""
 
     code = "internal"
+
+
+class NoSnapshotKeyError(CarouselError):
+    """Servers that share a store have no key in common to sign snapshots with; set one."""
+
+    code = "no_snapshot_key"
+    status = 501
 
 
 class SettingsError(CarouselError):

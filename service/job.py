@@ -9,7 +9,7 @@ import numpy as np
 
 from service.errors import ResultNotFiniteError, TooLongError
 from service.model import Model
-from service.session import Ask, LastReply, Record, SessionKey, begin, digest_of
+from service.session import Ask, LastReply, Record, SessionKey, begin, copy_of, digest_of
 from service.wire import RowShape
 
 Array = np.ndarray
@@ -144,9 +144,14 @@ class Job:
         )
 
     def start(self, before: Record | None, birth: int) -> None:
-        """Run from `before`, or as a new session."""
+        """Run from `before`, moved to this model's version if it was on another, or begin."""
         model = self.model
-        base = before or begin(birth, model.name, model.version, model.initial_state)
+        if before is None:
+            base = begin(birth, model.name, model.version, model.initial_state)
+        elif before.version != model.version:
+            base = copy_of(before, birth, model.version)
+        else:
+            base = before
         self.progress = Progress(before, base, base.state)
 
     def restart(self) -> None:

@@ -1,7 +1,7 @@
 """The states of many sessions as stacked arrays, and each as safetensors bytes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from service.manifest import StatePort
 Array = np.ndarray
 State = dict[str, Array]  # state name -> (B, ...) array
 
-_SAFETENSORS_DTYPES = {"float32": "F32", "int64": "I64"}
+SAFETENSORS_DTYPES = {"float32": "F32", "int64": "I64"}
 
 
 class StateLayout:
@@ -42,7 +42,7 @@ class StateLayout:
         for port in self.ports:
             size = int(np.prod(self._shape(port))) * np.dtype(port.dtype).itemsize
             entries[port.name] = {
-                "dtype": _SAFETENSORS_DTYPES[port.dtype],
+                "dtype": SAFETENSORS_DTYPES[port.dtype],
                 "shape": list(self._shape(port)),
                 "data_offsets": [offset, offset + size],
             }
@@ -69,6 +69,10 @@ class StateLayout:
             rows[port.name] = state[port.name]
         raw = rows.tobytes()
         return [raw[i : i + self.size] for i in range(0, len(raw), self.size)]
+
+    def join(self, values: Mapping[str, bytes]) -> bytes:
+        """One session's blob from the raw little-endian values of each state."""
+        return b"".join([self._header, *(values[port.name] for port in self.ports)])
 
     def unpack(self, blobs: Sequence[bytes]) -> State:
         """B blobs -> name -> (B, ...) arrays, fresh and contiguous.

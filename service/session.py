@@ -1,4 +1,4 @@
-"""The rules of a session: what a request does to it, given what the store holds.
+"""The rules of a session: what a request or a change does to it, given what the store holds.
 
 Rules
 - A request may carry `step`, the index of its first row. Equal to the session's step: it runs.
@@ -8,10 +8,19 @@ Rules
 - No such session: with `step` absent or 0 it begins; with `step` > 0 it is gone (410). A session
   is never silently restarted.
 - A request that names another model than the session's is refused (409).
+- A copy (a fork, a snapshot) is the whole record, last reply included, and has a life of its own:
+  a retry of the last request, sent to the copy, gets that reply. The session is not touched.
+- A copy begins where there is no session (409), unless it is told to replace the one there; never
+  over a session of another model.
+- A promoted session runs its next request on the new version, from the state it has. Until then
+  it stands where it stood, and its last reply is given again as the old version gave it. A
+  request that names the old version by its number keeps the session there.
+- A record that was copied, replaced or moved to another version has a new birth, so that nothing
+  computed from the old record is ever committed over it.
 
-How it works: `situation` reads which of six situations a request is in, `TRANSITIONS` says what
-each leads to, and `decide` puts the two together. No clock, no I/O, no asyncio: the engine loads
-the record, runs the model, and commits what `advance` returns.
+How it works: `situation` reads which of six situations an ask is in, `TRANSITIONS` says what each
+leads to for each act, and `decide` puts the two together. No clock, no I/O, no asyncio: the engine
+loads the record, runs the model, and commits what `advance` or `copy_of` makes of it.
 """
 
 import hashlib
@@ -20,10 +29,18 @@ from enum import Enum, auto
 
 import numpy as np
 
-from service.errors import ClientError, ModelConflictError, SessionGoneError, StepConflictError
+from service.errors import (
+    ClientError,
+    ModelConflictError,
+    SessionExistsError,
+    SessionGoneError,
+    SessionNotFoundError,
+    StepConflictError,
+)
 
 Array = np.ndarray
 
+CONTROL = "~carousel"  # a tenant that no API key has: records that servers keep for themselves
 _DIGEST_BYTES = 16  # 128 bits: two requests of one session never collide by chance
 
 
@@ -57,22 +74,33 @@ class Record:
     last: LastReply
 
 
+class Act(Enum):
+    """What is asked of a session."""
+
+    ADVANCE = auto()  # a request: run its rows
+    COPY = auto()  # read the whole of it: for a fork, or a snapshot
+    CREATE = auto()  # put a copy where no session may be
+    REPLACE = auto()  # put a copy there, over the session if there is one
+    DROP = auto()  # forget it
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request says that the rules look at."""
+    """What a request or a change says that the rules look at."""
 
     session_id: str
-    step: int | None
-    digest: bytes
+    step: int | None = None
+    digest: bytes = b""  # of a request's rows; no record has this one
     model: str | None = None  # `name` or `name:version`
+    act: Act = Act.ADVANCE
 
 
 class Situation(Enum):
-    """Where a request finds its session."""
+    """Where an ask finds its session."""
 
     NEW = auto()  # no record; `step` absent or 0
     GONE = auto()  # no record; `step` > 0
-    ELSEWHERE = auto()  # a record, of another model than the request names
+    ELSEWHERE = auto()  # a record, of another model than the ask names
     NEXT = auto()  # a record; `step` absent, or where the session stands
     AGAIN = auto()  # a record; the last request again: same step, same bytes
     MISPLACED = auto()  # a record; any other step
@@ -81,25 +109,64 @@ class Situation(Enum):
 class Move(Enum):
     """What the engine does."""
 
-    BEGIN = auto()  # run from the zero state, then commit a new record
+    BEGIN = auto()  # run from the initial state, then commit a new record
     ADVANCE = auto()  # run from the record's state, then commit
     REPLAY = auto()  # give the last reply again
+    READ = auto()  # give the record out
+    PUT = auto()  # commit the copy
+    FORGET = auto()  # commit that there is none
 
 
-TRANSITIONS: dict[Situation, Move | type[ClientError]] = {
-    Situation.NEW: Move.BEGIN,
-    Situation.GONE: SessionGoneError,
-    Situation.ELSEWHERE: ModelConflictError,
-    Situation.NEXT: Move.ADVANCE,
-    Situation.AGAIN: Move.REPLAY,
-    Situation.MISPLACED: StepConflictError,
+TRANSITIONS: dict[Act, dict[Situation, Move | type[ClientError]]] = {
+    Act.ADVANCE: {
+        Situation.NEW: Move.BEGIN,
+        Situation.GONE: SessionGoneError,
+        Situation.ELSEWHERE: ModelConflictError,
+        Situation.NEXT: Move.ADVANCE,
+        Situation.AGAIN: Move.REPLAY,
+        Situation.MISPLACED: StepConflictError,
+    },
+    Act.COPY: {
+        Situation.NEW: SessionNotFoundError,
+        Situation.GONE: SessionNotFoundError,
+        Situation.ELSEWHERE: ModelConflictError,
+        Situation.NEXT: Move.READ,
+        Situation.AGAIN: StepConflictError,
+        Situation.MISPLACED: StepConflictError,
+    },
+    Act.CREATE: {
+        Situation.NEW: Move.PUT,
+        Situation.GONE: Move.PUT,
+        Situation.ELSEWHERE: SessionExistsError,
+        Situation.NEXT: SessionExistsError,
+        Situation.AGAIN: SessionExistsError,
+        Situation.MISPLACED: SessionExistsError,
+    },
+    Act.REPLACE: {
+        Situation.NEW: Move.PUT,
+        Situation.GONE: Move.PUT,
+        Situation.ELSEWHERE: ModelConflictError,
+        Situation.NEXT: Move.PUT,
+        Situation.AGAIN: StepConflictError,
+        Situation.MISPLACED: StepConflictError,
+    },
+    Act.DROP: {
+        Situation.NEW: SessionNotFoundError,
+        Situation.GONE: SessionNotFoundError,
+        Situation.ELSEWHERE: ModelConflictError,
+        Situation.NEXT: Move.FORGET,
+        Situation.AGAIN: StepConflictError,
+        Situation.MISPLACED: StepConflictError,
+    },
 }
 
 
-def situation(ask: Ask, record: Record | None) -> Situation:
+def situation(ask: Ask, record: Record | None, goal: str | None = None) -> Situation:
+    """Where `ask` finds its session; `goal` is the version that its next request moves it to."""
     if record is None:
         return Situation.GONE if ask.step else Situation.NEW
-    if ask.model not in (None, record.model, f"{record.model}:{record.version}"):
+    names = (None, record.model, reference(record.model, record.version))
+    if ask.model not in names and ask.model != reference(record.model, goal):
         return Situation.ELSEWHERE
     if ask.step is None or ask.step == record.step:
         return Situation.NEXT
@@ -108,21 +175,29 @@ def situation(ask: Ask, record: Record | None) -> Situation:
     return Situation.MISPLACED
 
 
-def decide(ask: Ask, record: Record | None) -> Move:
-    """What to do with a request.
+def decide(ask: Ask, record: Record | None, goal: str | None = None) -> Move:
+    """What to do with a request or a change.
 
     Raises:
         SessionGoneError: resend from step 0, or restore the session.
         ModelConflictError: send what the session's model wants, or use another session id.
         StepConflictError: resend from the step it says, or drop `step`.
+        SessionNotFoundError: there is none to copy or drop.
+        SessionExistsError: use another session id, or replace the session.
     """
-    outcome = TRANSITIONS[situation(ask, record)]
+    outcome = TRANSITIONS[ask.act][situation(ask, record, goal)]
     if isinstance(outcome, Move):
         return outcome
     raise _refusal(outcome, ask, record)
 
 
+def reference(model: str, version: str | None) -> str:
+    return f"{model}:{version}"
+
+
 def _refusal(error: type[ClientError], ask: Ask, record: Record | None) -> ClientError:
+    if error is SessionNotFoundError:
+        return no_session(ask.session_id)
     if record is None:
         return error(
             f"session `{ask.session_id}` is gone or never began, request says step {ask.step}; "
@@ -131,8 +206,17 @@ def _refusal(error: type[ClientError], ask: Ask, record: Record | None) -> Clien
             expected=0,
             got=ask.step,
         )
+    lives_on = reference(record.model, record.version)
+    if error is SessionExistsError:
+        return error(
+            f"session `{ask.session_id}` is there already, on {lives_on} at step {record.step}; "
+            "use another session_id, or drop it first",
+            session_id=ask.session_id,
+            model=record.model,
+            version=record.version,
+            step=record.step,
+        )
     if error is ModelConflictError:
-        lives_on = f"{record.model}:{record.version}"
         return error(
             f"session `{ask.session_id}` lives on {lives_on}, request says {ask.model}; "
             "drop `model` or use another session_id",
@@ -149,6 +233,13 @@ def _refusal(error: type[ClientError], ask: Ask, record: Record | None) -> Clien
     )
 
 
+def no_session(session_id: str) -> SessionNotFoundError:
+    return SessionNotFoundError(
+        f"there is no session `{session_id}`; it never began, expired, or was dropped",
+        session_id=session_id,
+    )
+
+
 def begin(birth: int, model: str, version: str, state: bytes) -> Record:
     """The record of a session that has not taken a step; `advance` makes the first to commit."""
     nothing = LastReply(step=0, digest=b"", y=b"", created=False)
@@ -159,6 +250,11 @@ def advance(record: Record, ask: Ask, steps: int, y: Array, state: bytes, create
     """The record after `steps` more steps; y (T, ...) in the model's units."""
     last = LastReply(record.step, ask.digest, _little_endian(y), created)
     return replace(record, step=record.step + steps, state=state, last=last)
+
+
+def copy_of(record: Record, birth: int, version: str | None = None) -> Record:
+    """The same session under another birth, and on `version` if it moves there."""
+    return replace(record, birth=birth, version=version or record.version)
 
 
 def digest_of(x: Array) -> bytes:

@@ -10,7 +10,7 @@ import random
 
 from service.errors import CarouselError
 from service.metrics import Metrics
-from service.session import SessionKey
+from service.session import CONTROL, SessionKey
 from service.store import Store
 
 SHARE_OF_TIMEOUT = 0.1  # a session is noticed a tenth of its idle timeout late, or less ..
@@ -42,7 +42,8 @@ async def sweep(store: Store, metrics: Metrics) -> int:
     """Forget all sessions whose time is up; how many this store's caller was told of."""
     count = 0
     named: list[SessionKey] = []
-    while expired := await store.sweep():
+    while found := await store.sweep():
+        expired = [key for key in found if key.tenant != CONTROL]
         metrics.expired.inc(len(expired))
         count += len(expired)
         named += expired[: MAX_LOGGED - len(named)]

@@ -35,6 +35,7 @@ DEMO_FILES = frozenset(
         "tests/export/test_timing.py",
         "tests/laws/test_int8_drift.py",
         "tests/laws/test_laws.py",
+        "tests/laws/test_snapshots.py",
     }
 )
 AUTHORS = "tests/export/test_authors.py"

@@ -16,8 +16,29 @@ Headers = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 
 
+_CLOSED = "the handler is closed"  # what uvloop says of a transport that was closed
+
+
 class ClientGone(Exception):
     """The client closed the connection; there is nobody to answer."""
+
+
+def to_who_stays(send: Send) -> Send:
+    """`send` that raises ClientGone once the connection is closed.
+
+    Of requests that a client sent in a row, uvicorn tells only the last one's app that it left;
+    the replies to those before it, uvloop refuses by a RuntimeError.
+    """
+
+    async def send_or_leave(message: Message) -> None:
+        try:
+            await send(message)
+        except RuntimeError as error:
+            if _CLOSED in str(error):
+                raise ClientGone from None
+            raise
+
+    return send_or_leave
 
 
 async def read_body(scope: Scope, receive: Receive, max_body_bytes: int) -> bytes:
@@ -58,12 +79,19 @@ async def send_json(
     send: Send, body: bytes, status: int = 200, headers: Headers | None = None
 ) -> None:
     """One whole JSON reply."""
+    await send_bytes(send, body, JSON, status, headers)
+
+
+async def send_bytes(
+    send: Send, body: bytes, content_type: bytes, status: int = 200, headers: Headers | None = None
+) -> None:
+    """One whole reply of any type."""
     await send(
         {
             "type": "http.response.start",
             "status": status,
             "headers": [
-                (b"content-type", JSON),
+                (b"content-type", content_type),
                 (b"content-length", str(len(body)).encode()),
                 *(headers or []),
             ],

@@ -4,9 +4,10 @@
     POST   /stream          NDJSON in, NDJSON out: service/protocols/ndjson.py
     POST   /forecast        what it would go on with: service/protocols/forecast.py
     GET    /sessions/{id}   where it stands
-    DELETE /sessions/{id}   forget it
+    DELETE /sessions/{id}   forget it; its forks and snapshots: service/protocols/copies.py
     GET    /models          what is served
-    GET    /readyz          200 once every configured model passed its self-test
+    GET    /readyz          200 while a version of every model passed its self-test, and the store
+                            is there
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
@@ -18,7 +19,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from service.engine import Engine
 from service.errors import (
@@ -43,13 +43,22 @@ from service.protocols.asgi import (
     read_body,
     send_error,
     send_json,
+    to_who_stays,
+)
+from service.protocols.copies import (
+    SESSION,
+    CopyRoutes,
+    describe_session,
+    raw_path,
+    route_of,
+    session_id_of,
 )
 from service.protocols.forecast import read_forecast, serve_forecast
 from service.protocols.ndjson import serve_stream
-from service.session import Record, SessionKey
+from service.session import SessionKey
+from service.snapshot import Keyring
 from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
 
-SESSIONS, SESSION = "/sessions/", "/sessions/{id}"
 OPEN = frozenset({"/readyz"})  # routes that need no key
 ADMIN = "/models/"  # what stands below it changes what is served, to all tenants
 CALLER = "carousel.caller"  # where a request's scope has its Caller
@@ -95,8 +104,19 @@ def write_answer(answer: Answer) -> bytes:
 class NativeApp:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, max_body_bytes: int, access: Access | None = None) -> None:
-        """`access`: who may call; None: whoever is on this machine."""
+    def __init__(
+        self,
+        engine: Engine,
+        max_body_bytes: int,
+        access: Access | None = None,
+        keyring: Keyring | None = None,
+    ) -> None:
+        """
+        Args:
+            access: who may call; None: whoever is on this machine.
+            keyring: signs snapshots; None: there are none.
+        """
+        copies = CopyRoutes(engine, keyring or Keyring(()), max_body_bytes, _caller_of)
         self._engine = engine
         self._access = access or Access()
         self._max_body_bytes = max_body_bytes
@@ -107,24 +127,32 @@ class NativeApp:
             "/models": {"GET": self._models},
             "/readyz": {"GET": self._readyz},
             SESSION: {"GET": self._look_up, "DELETE": self._drop},
+            **copies.routes,
         }
 
     def knows(self, path: str) -> bool:
         """Whether `path` is one of the native routes."""
-        return _route_of(path) in self._routes
+        return route_of(path) in self._routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = to_who_stays(send)
         try:
-            handler = self._find(scope["path"], scope["method"])
+            await self._answer(scope, receive, send)
+        except ClientGone:
+            logger.info("%s %s: the client went away", scope["method"], scope["path"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            handler = self._find(_route_of(scope), scope["method"])
             if scope["path"] not in OPEN:
                 scope[CALLER] = caller = self._access.admit(scope)
                 if scope["path"].startswith(ADMIN):
                     require_admin(caller)
             await handler(scope, receive, send)
         except ClientGone:
-            logger.info("%s %s: the client went away", scope["method"], scope["path"])
+            raise
         except MethodNotAllowedError as error:
-            allowed = ", ".join(self._routes[_route_of(scope["path"])])
+            allowed = ", ".join(self._routes[_route_of(scope)])
             await self._refuse(send, error, [(b"allow", allowed.encode())])
         except CarouselError as error:
             await self._refuse(send, error)
@@ -148,7 +176,7 @@ class NativeApp:
             logger.exception("the live sessions could not be counted")
 
     def _find(self, path: str, method: str) -> Handler:
-        methods = self._routes.get(_route_of(path))
+        methods = self._routes.get(path)
         if methods is None:
             raise no_route(path)
         handler = methods.get("GET" if method == "HEAD" else method)
@@ -204,18 +232,30 @@ class NativeApp:
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = _session_key(scope)
         record = await self._engine.look_up(key)
-        await send_json(send, encode(_describe_session(key, record)))
+        await send_json(send, encode(describe_session(key, record)))
 
     async def _drop(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = _session_key(scope)
         record = await self._engine.drop(key)
-        await send_json(send, encode({**_describe_session(key, record), "dropped": True}))
+        await send_json(send, encode({**describe_session(key, record), "dropped": True}))
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         catalog = self._engine.catalog
         body = {
-            "models": [_describe_model(model) for model in catalog.models],
-            "broken": [{"name": name, **error.body()} for name, error in catalog.broken.items()],
+            "models": [
+                {**_describe_model(model), "newest": catalog.is_newest(model)}
+                for model in catalog.models
+            ],
+            "broken": [
+                {"name": name, "version": version, **error.body()}
+                for reference, error in catalog.broken.items()
+                for name, _, version in [reference.partition(":")]
+            ],
+            "promoted": {
+                name: moves
+                for name in catalog.names
+                if (moves := self._engine.promotions.moves_of(name))
+            },
         }
         await send_json(send, encode(body))
 
@@ -223,10 +263,11 @@ class NativeApp:
         if self._engine.is_draining:
             raise DrainingError("the server is shutting down")
         is_known = self._access.is_admitted(scope)  # what is served is not for everybody
-        for error in self._engine.catalog.broken.values():
+        for error in self._engine.catalog.unserved:
             if is_known:
                 raise type(error)(error.message, **error.data)
             raise type(error)("a model is not served; the log says which, and /readyz with a key")
+        await self._engine.reach_store()
         body: dict[str, object] = {"status": "ready"}
         if is_known:
             body["models"] = self._engine.catalog.served
@@ -245,27 +286,17 @@ def no_method(path: str, method: str, allowed: list[str]) -> MethodNotAllowedErr
     )
 
 
-def _route_of(path: str) -> str:
-    return SESSION if path.startswith(SESSIONS) and len(path) > len(SESSIONS) else path
+def _route_of(scope: Scope) -> str:
+    return route_of(raw_path(scope) if "{" in route_of(scope["path"]) else scope["path"])
+
+
+def _caller_of(scope: Scope) -> Caller:
+    caller: Caller = scope[CALLER]
+    return caller
 
 
 def _session_key(scope: Scope) -> SessionKey:
-    return SessionKey(scope[CALLER].tenant, _session_id(scope))
-
-
-def _session_id(scope: Scope) -> str:
-    """What follows /sessions/, as the client wrote it: an encoded slash is not a separator."""
-    raw = scope.get("raw_path") or scope["path"].encode()
-    return unquote(raw.decode("latin-1").partition("?")[0][len(SESSIONS) :])
-
-
-def _describe_session(key: SessionKey, record: Record) -> dict[str, object]:
-    return {
-        "session_id": key.session_id,
-        "model": record.model,
-        "version": record.version,
-        "step": record.step,
-    }
+    return SessionKey(_caller_of(scope).tenant, session_id_of(scope))
 
 
 def _describe_model(model: Model) -> dict[str, object]:

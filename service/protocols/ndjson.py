@@ -128,6 +128,7 @@ class _Stream:
         self._outbox: list[bytes] = []
         self._in_flight = 0  # lines accepted or refused, and not yet written back
         self._lines_done = 0
+        self._farewell = b""  # why the stream ends before the client ended it
         self._room = asyncio.Event()
         self.wake_writer = asyncio.Event()
 
@@ -141,13 +142,12 @@ class _Stream:
         except asyncio.CancelledError:
             if not self._engine.is_draining:
                 raise
-            self._refuse(
-                DrainingError(
-                    "the server is shutting down; this line and those after it were not run, "
-                    "send them to another, or try again"
-                ),
-                self._lines_done + 1,
+            refusal = DrainingError(
+                "the server is shutting down; this line and those after it were not run, "
+                "send them to another, or try again"
             )
+            self._engine.metrics.refused(refusal)
+            self._farewell = _error_line(refusal, self._lines_done + 1, None)
 
     async def write(self, send: Send, reader: "asyncio.Task[None]") -> None:
         """Send what is in the outbox until the reader is done and every line is answered."""
@@ -163,7 +163,7 @@ class _Stream:
                 self._in_flight -= len(lines)
                 self._room.set()
         reader.result()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
 
     def abandon(self) -> None:
         """Nobody reads the answers any more."""

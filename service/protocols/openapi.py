@@ -11,16 +11,23 @@ from service.errors import (
     CarouselError,
     DrainingError,
     ForbiddenError,
+    IncompatibleError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
+    NoSnapshotKeyError,
     NotFiniteError,
+    OtherTenantError,
     RequestError,
     ResultNotFiniteError,
+    SessionExistsError,
     SessionGoneError,
     SessionNotFoundError,
     ShapeError,
+    SignatureError,
+    SnapshotError,
     StepConflictError,
+    StoreUnavailableError,
     TooLongError,
     UnauthorizedError,
     UnknownModelError,
@@ -39,6 +46,34 @@ _ANSWER = {
     "y": [[0.15], [0.24]],
 }
 _SESSION = {key: _ANSWER[key] for key in ("session_id", "model", "version", "step")}
+_SNAPSHOT = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_FORK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "session_id": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 256,
+            "nullable": True,
+            "description": "Of the copy; the server makes one, if absent.",
+        },
+        "step": {
+            "type": "integer",
+            "minimum": 0,
+            "nullable": True,
+            "description": "Where the session must stand.",
+        },
+    },
+}
+_PROMOTION_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "from": {"type": "string", "nullable": True, "description": "All others, if absent."},
+        "to": {"type": "string", "nullable": True, "description": "The newest, if absent."},
+    },
+}
 _NEXT_LINE = '{"session_id": "pump-8", "x": [[0.3]]}'
 
 _FORECAST = {"session_id": "pump-7", "horizon": 2}
@@ -287,6 +322,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 parameters=[session_id],
             ),
         },
+        **_copies(session_id),
         "/models": {
             "get": _operation(
                 "models",
@@ -298,12 +334,88 @@ def native_paths() -> dict[str, dict[str, Any]]:
         "/readyz": {
             "get": _operation(
                 "readyz",
-                "Whether every configured model passed its self-test on this machine.",
+                "Whether of every configured model a version passed its self-test on this machine, "
+                "and the store of the sessions is there.",
                 _json(
                     {"type": "object"},
                     {"status": "ready", "models": ["sine-cell:0123456789abcdef"]},
                 ),
-                (ArtifactError, DrainingError),
+                (ArtifactError, DrainingError, StoreUnavailableError),
+            )
+        },
+    }
+
+
+def _copies(session_id: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    body = (InvalidJsonError, RequestError, TooLongError, MethodNotAllowedError)
+    return {
+        "/sessions/{session_id}/fork": {
+            "post": _operation(
+                "fork",
+                "Copy a session, its last reply included, to another session id.",
+                _json(
+                    {"type": "object"},
+                    {**_SESSION, "session_id": "pump-7-what-if", "forked_from": "pump-7"},
+                ),
+                (*body, SessionNotFoundError, SessionExistsError, StepConflictError, CapacityError),
+                parameters=[session_id],
+                requestBody={"content": _json(_FORK_SCHEMA, {"session_id": "pump-7-what-if"})},
+            )
+        },
+        "/sessions/{session_id}/snapshot": {
+            "get": _operation(
+                "snapshot",
+                "Download a session: a safetensors file, signed with the server's key.",
+                _SNAPSHOT,
+                (SessionNotFoundError, MethodNotAllowedError, NoSnapshotKeyError),
+                parameters=[session_id],
+            ),
+            "put": _operation(
+                "restore",
+                "Begin a session from a snapshot.",
+                _json({"type": "object"}, {**_SESSION, "replaced": False}),
+                (
+                    *(RequestError, TooLongError, SnapshotError, SignatureError, OtherTenantError),
+                    *(UnknownModelError, ModelConflictError, IncompatibleError),
+                    *(SessionExistsError, MethodNotAllowedError, NoSnapshotKeyError),
+                    *(CapacityError, ArtifactError),
+                ),
+                parameters=[
+                    session_id,
+                    {
+                        "name": "replace",
+                        "in": "query",
+                        "schema": {"type": "boolean"},
+                        "description": "Put it over the session that is there.",
+                    },
+                ],
+                requestBody={"required": True, "content": _SNAPSHOT},
+            ),
+        },
+        "/models/{name}/promote": {
+            "post": _operation(
+                "promote",
+                "Move the sessions of one version to another, each with its next request.",
+                _json(
+                    {"type": "object"},
+                    {
+                        "model": "sine-cell",
+                        "from": ["0123456789abcdef"],
+                        "to": "fedcba9876543210",
+                        "refused": [],
+                    },
+                ),
+                (*body, UnknownModelError, IncompatibleError, CapacityError, ArtifactError),
+                parameters=[
+                    {
+                        "name": "name",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string"},
+                        "example": "sine-cell",
+                    }
+                ],
+                requestBody={"content": _json(_PROMOTION_SCHEMA, {})},
             )
         },
     }

@@ -4,14 +4,19 @@ from service.config import Config
 from service.store import Store
 from service.store.disk.store import DiskStore
 from service.store.memory import MemoryStore
+from service.store.redis import RedisStore
+from service.store.redis_link import Link
 
 
 def open_store(config: Config) -> Store:
-    """The store that the settings name, open.
+    """The store that the settings name, open; Redis is connected to when it is there.
 
     Raises:
         SettingsError: it cannot be opened as it is set up.
     """
+    if config.store == "redis" and config.redis_url is not None:
+        link = Link(config.redis_url, must_survive_power_cuts=config.durability == "power")
+        return RedisStore(link, config.max_sessions, config.idle_timeout_s)
     if config.store == "memory":
         return MemoryStore(config.max_sessions, config.idle_timeout_s)
     return DiskStore(

@@ -73,6 +73,14 @@ class Server:
         """Ask it to stop, as an operator would."""
         self.process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """End the process and all its children by SIGKILL, at once."""
+        self.process.suspend()  # or it would start a worker anew in the meantime
+        family = [self.process, *self.process.children(recursive=True)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family)
+
     def stop(self) -> None:
         """End the process and all its children."""
         if self.process.poll() is not None:
@@ -102,14 +110,22 @@ def free_port() -> int:
 
 
 def start_server(
-    directory: Path, *what: str, cwd: Path = ROOT, home: Path | None = None, **settings: str
+    directory: Path,
+    *what: str,
+    cwd: Path = ROOT,
+    home: Path | None = None,
+    port: int | None = None,
+    **settings: str,
 ) -> Server:
-    """`bentoml serve WHAT`, with its log, sessions and BENTOML_HOME under `directory`."""
-    port = free_port()
+    """`bentoml serve WHAT`, with its log, sessions and BENTOML_HOME under `directory`.
+
+    Started again on the `port` that it had, it goes on in its log.
+    """
+    port = port or free_port()
     log = directory / f"serve-{port}.log"
     settings.setdefault("BENTOML_HOST", "127.0.0.1")
     settings.setdefault("CAROUSEL_STORE_PATH", str(directory / f"sessions-{port}"))
-    with log.open("wb") as out:
+    with log.open("ab") as out:
         process = psutil.Popen(
             [str(BENTOML), "serve", *what],
             cwd=cwd,

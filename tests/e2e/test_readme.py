@@ -77,7 +77,7 @@ def test_the_curl_lines_print_what_readme_shows(demo_server: Server) -> None:
             reply.pop("version", None)
         assert printed == [plain(line) for line in sorted(shown, key=by_session)], command
         ran += 1
-    assert ran == 5
+    assert ran == 8
 
 
 @pytest.mark.needs("curl")

@@ -65,7 +65,7 @@ def test_a_broken_artifact_is_not_ready_and_the_others_serve(start: Start, tmp_p
     log = server.text()
     assert "good:" in log and " onnx-fp32: golden sequences within " in log
     assert f"isolated; onnxruntime {onnxruntime.__version__} on {read_cpu()}" in log
-    assert "broken is not served: manifest says sha256" in log
+    assert f"broken:{broken.name} is not served: manifest says sha256" in log
 
 
 def test_the_newest_version_of_a_model_is_served(start: Start, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_variant_that_mixes_rows_is_refused_where_batches_are_asked_for(path: 
     ) as caught:
         Model.load(mixed, batch=64)
     assert caught.value.data == {"artifact": str(mixed), "variant": "onnx-int8"}
-    assert list(Catalog.load([mixed], batch=2).broken) == ["sine-cell"]
+    assert list(Catalog.load([mixed], batch=2).broken) == [f"sine-cell:{mixed.name}"]
     assert not Model.load(mixed, batch=1).runtime.isolated
     assert not Model.load(mixed).runtime.isolated
     assert Model.load(mixed, "onnx-fp32", batch=64).runtime.isolated

@@ -63,6 +63,19 @@ def test_of_several_tenants_none_gets_the_whole_queue(monkeypatch: pytest.Monkey
     assert load_config().tenant_queue == 2
 
 
+def test_keys_of_snapshots_are_long_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several are written with commas; the first signs."""
+    monkeypatch.setenv("CAROUSEL_SNAPSHOT_KEY", f"{'a' * 32},{'b' * 40}")
+    config = load_config()
+    assert config.snapshot_key == ("a" * 32, "b" * 40)
+    assert "aaaa" not in repr(config)
+    monkeypatch.setenv("CAROUSEL_SNAPSHOT_KEY", f"{'a' * 32},{'b' * 31}")
+    with pytest.raises(SettingsError, match="a key has 31 bytes, expected 32 or more") as caught:
+        load_config()
+    assert "aaaa" not in str(caught.value)
+    assert "bbbb" not in str(caught.value)
+
+
 def test_the_config_is_frozen() -> None:
     """What is in force does not change while the service runs."""
     with pytest.raises(ValidationError, match="frozen"):
@@ -99,3 +112,42 @@ def test_several_workers_need_a_store_that_they_can_share(monkeypatch: pytest.Mo
     monkeypatch.setenv("CAROUSEL_STORE", "memory")
     with pytest.raises(SettingsError, match="2 workers cannot share the `memory` store"):
         load_config()
+
+
+@pytest.mark.parametrize(
+    ("store", "url", "message"),
+    [
+        (
+            "redis",
+            "",
+            "CAROUSEL_REDIS_URL is not set: CAROUSEL_STORE=redis needs it, expected redi",
+        ),
+        ("redis", "localhost:6379", "it is not a URL of Redis, expected redis://HOST:PORT/0"),
+        ("redis", "http://u:secret@h", "CAROUSEL_REDIS_URL=http://h: it is not a URL of Redis"),
+        ("redis", "unix://", "is not a URL of Redis"),
+        ("memory", "redis://u:secret@h/1", "CAROUSEL_REDIS_URL=redis://h/1: the store is `memory`"),
+    ],
+)
+def test_the_redis_store_and_its_url_go_together(
+    monkeypatch: pytest.MonkeyPatch, store: str, url: str, message: str
+) -> None:
+    """Either without the other stops the start; a password is not shown."""
+    monkeypatch.setenv("CAROUSEL_STORE", store)
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        load_config()
+    assert message in caught.value.message
+    assert "secret" not in caught.value.message
+    assert caught.value.data == {"setting": "CAROUSEL_REDIS_URL"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "rediss://u:p@h:6380/1", "unix:///run/redis.sock", "redis+cluster://h:7000"],
+)
+def test_every_kind_of_redis_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """And several workers may share that store."""
+    monkeypatch.setenv("CAROUSEL_STORE", "redis")
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", url)
+    monkeypatch.setenv("CAROUSEL_WORKERS", "2")
+    assert (load_config().redis_url, load_config().workers) == (url, 2)

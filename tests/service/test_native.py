@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,65 @@ def test_a_stream_whose_client_hung_up_runs_nothing_more(sine: Model) -> None:
         await engine.close()
 
     run(scenario())
+
+
+def test_the_line_that_says_draining_is_the_last(sine: Model) -> None:
+    """After the answers to the lines that were accepted, and only then."""
+
+    async def scenario() -> None:
+        engine = Engine(
+            Catalog([sine]),
+            MemoryStore(10, 60.0),
+            max_batch=8,
+            max_queue=8,
+            max_steps=10,
+        )  # not started: the lines are accepted, and wait
+        lines = b"\n".join([json.dumps(LINE).encode()] * 3) + b"\n"
+        client = Client({"type": "http.request", "body": lines, "more_body": True})
+        app = NativeApp(engine, MAX_BODY_BYTES)
+        task = asyncio.create_task(app(scope_of("/stream"), client.receive, client.send))
+        while not client.sent:
+            await asyncio.sleep(0)
+        engine.drain()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(client.sent) == 1
+        engine.start()
+        await asyncio.wait_for(task, timeout=10)
+        body = b"".join(message["body"] for message in client.sent[1:])
+        *answers, last = map(json.loads, body.splitlines())
+        assert [answer["step"] for answer in answers] == [1, 2, 3]
+        assert (last["error"]["code"], last["line"]) == ("draining", 4)
+        await engine.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("why", "log"),
+    [
+        ("unable to perform operation on <TCPTransport>; the handler is closed", ""),
+        ("Response content longer than Content-Length", "POST /predict failed"),
+    ],
+)
+def test_a_reply_to_a_closed_connection_is_no_fault_and_any_other_is(
+    sine: Model, caplog: pytest.LogCaptureFixture, why: str, log: str
+) -> None:
+    """uvloop says both by a RuntimeError."""
+
+    async def refuse(message: Message) -> None:
+        raise RuntimeError(why)
+
+    async def use(client: httpx.AsyncClient, engine: Engine) -> None:
+        app = NativeApp(engine, MAX_BODY_BYTES)
+        body = Client(whole_body(json.dumps(LINE).encode()))
+        with suppress(RuntimeError):
+            await app(scope_of("/predict"), body.receive, refuse)
+
+    run(with_app(Catalog([sine]), use))
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == (
+        [log] if log else []
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,21 @@
 """The transition table, every cell."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from service.errors import ClientError, ModelConflictError, SessionGoneError, StepConflictError
+from service.errors import (
+    ClientError,
+    ModelConflictError,
+    SessionExistsError,
+    SessionGoneError,
+    SessionNotFoundError,
+    StepConflictError,
+)
 from service.session import (
     TRANSITIONS,
+    Act,
     Ask,
     LastReply,
     Move,
@@ -13,6 +23,7 @@ from service.session import (
     Situation,
     advance,
     begin,
+    copy_of,
     decide,
     digest_of,
     situation,
@@ -67,30 +78,55 @@ def test_each_request_is_in_one_situation(
     assert situation(asked, record) is expected
 
 
-def test_the_table_knows_every_situation_and_leads_to_what_the_design_says() -> None:
-    """Three situations run or replay, three are refused."""
+def test_the_table_knows_every_situation_of_every_act() -> None:
+    """Each cell as the design says; a row for each act, a column for each situation."""
+    gone, other, misplaced = SessionGoneError, ModelConflictError, StepConflictError
+    none, there = SessionNotFoundError, SessionExistsError
+    rows: dict[Act, list[Move | type[ClientError]]] = {
+        # no record, none at step > 0, another model, next, again, any other step
+        Act.ADVANCE: [Move.BEGIN, gone, other, Move.ADVANCE, Move.REPLAY, misplaced],
+        Act.COPY: [none, none, other, Move.READ, misplaced, misplaced],
+        Act.CREATE: [Move.PUT, Move.PUT, there, there, there, there],
+        Act.REPLACE: [Move.PUT, Move.PUT, other, Move.PUT, misplaced, misplaced],
+        Act.DROP: [none, none, other, Move.FORGET, misplaced, misplaced],
+    }
     assert {
-        Situation.NEW: Move.BEGIN,
-        Situation.GONE: SessionGoneError,
-        Situation.ELSEWHERE: ModelConflictError,
-        Situation.NEXT: Move.ADVANCE,
-        Situation.AGAIN: Move.REPLAY,
-        Situation.MISPLACED: StepConflictError,
+        act: dict(zip(Situation, cells, strict=True)) for act, cells in rows.items()
     } == TRANSITIONS
-    assert set(TRANSITIONS) == set(Situation) == {expected for *_, expected in CELLS}
+    assert set(rows) == set(Act)
+    assert set(Situation) == {expected for *_, expected in CELLS}
 
 
+@pytest.mark.parametrize("act", Act)
 @pytest.mark.parametrize(("asked", "record", "found"), CELLS)
 def test_decide_does_what_the_table_says(
-    asked: Ask, record: Record | None, found: Situation
+    asked: Ask, record: Record | None, found: Situation, act: Act
 ) -> None:
     """A move is returned, a refusal raised."""
-    outcome = TRANSITIONS[found]
+    asked = replace(asked, act=act)
+    outcome = TRANSITIONS[act][found]
     if isinstance(outcome, Move):
         assert decide(asked, record) is outcome
     else:
         with pytest.raises(outcome):
             decide(asked, record)
+
+
+def test_a_promoted_session_is_found_under_both_versions() -> None:
+    """The one that it stands on, and the one that its next request moves it to."""
+    for version in ("aaaa", "bbbb"):
+        named = ask(None, model=f"sine-cell:{version}")
+        assert situation(named, RECORD, goal="bbbb") is Situation.NEXT
+    assert situation(ask(None, model="sine-cell:cccc"), RECORD, "bbbb") is Situation.ELSEWHERE
+    assert situation(ask(None, model="other:bbbb"), RECORD, "bbbb") is Situation.ELSEWHERE
+
+
+def test_a_copy_is_the_same_but_for_its_birth_and_version() -> None:
+    """The last reply is copied with it: a retry of it, sent to the copy, gets it."""
+    copy = copy_of(RECORD, birth=8)
+    assert copy == replace(RECORD, birth=8)
+    assert situation(ask(38, SAME), copy) is Situation.AGAIN
+    assert copy_of(RECORD, 8, "bbbb") == replace(RECORD, birth=8, version="bbbb")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +153,21 @@ def test_decide_does_what_the_table_says(
             {"session_id": "s-12", "expected": "sine-cell:aaaa", "got": "series-lstm"},
             "session `s-12` lives on sine-cell:aaaa, request says series-lstm; "
             "drop `model` or use another session_id",
+        ),
+        (
+            Ask("s-12", act=Act.CREATE),
+            RECORD,
+            409,
+            {"session_id": "s-12", "model": "sine-cell", "version": "aaaa", "step": 40},
+            "session `s-12` is there already, on sine-cell:aaaa at step 40; "
+            "use another session_id, or drop it first",
+        ),
+        (
+            Ask("s-12", act=Act.DROP),
+            None,
+            404,
+            {"session_id": "s-12"},
+            "there is no session `s-12`; it never began, expired, or was dropped",
         ),
     ],
 )

@@ -1,0 +1,373 @@
+"""Sessions under everything at once: several engines on one store, faults, crashes, and a journal.
+
+How it works: clients play scripts against engines whose stores yield at every await, fail before
+or after they commit (all of it, or a part), and stop for ever: an engine that was stopped there is
+a server that was killed there, for nothing that it does between two calls of the store can be seen
+by others. Each commit that was done goes into the journal, with who asked for it. What the clients
+were told goes into the acknowledgements.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context, ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from service.catalog import Catalog
+from service.copying import fork, restore, take_snapshot
+from service.engine import Engine
+from service.errors import (
+    ModelConflictError,
+    SessionExistsError,
+    SessionGoneError,
+    SessionNotFoundError,
+    StepConflictError,
+    StoreUnavailableError,
+)
+from service.job import Request
+from service.model import Model
+from service.promotion import Promotions
+from service.session import CONTROL, Record, SessionKey
+from service.snapshot import Keyring
+from service.store import Commit, Outcome, Store
+from service.store.memory import MemoryStore
+from service.wire import Array, RowShape
+
+IDLE_TIMEOUT_S = 60.0
+ENGINES = 3
+TRIES = 6  # of one request, until its client gives up
+KEYRING = Keyring((b"k" * 32,))
+REFUSALS = (  # what these scripts may be told, and nothing else
+    ModelConflictError,
+    SessionExistsError,
+    SessionGoneError,
+    SessionNotFoundError,
+    StepConflictError,
+    StoreUnavailableError,
+)
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """One store, as often opened as there are engines; its time passes when the test says so."""
+
+    def open(self) -> Store: ...
+
+    def now(self) -> float: ...
+
+    def wait(self, seconds: float) -> None: ...
+
+
+class MemoryBackend:
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._store = MemoryStore(1000, IDLE_TIMEOUT_S, self.now)
+
+    def open(self) -> Store:
+        return self._store
+
+    def now(self) -> float:
+        return self._now
+
+    def wait(self, seconds: float) -> None:
+        self._now += seconds
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request, the same one however often it is sent."""
+
+    number: int
+    key: SessionKey
+    x: Array
+    step: int | None
+    model: str | None = None
+
+    def decode(self, shape: RowShape) -> Array:
+        return self.x
+
+
+@dataclass(frozen=True)
+class Ack:
+    """A reply that a client has read."""
+
+    sent: Sent
+    key: SessionKey
+    version: str
+    step: int
+    created: bool
+    y: Array
+
+
+@dataclass(frozen=True)
+class Copying:
+    """A fork or a restore that is under way."""
+
+    source: SessionKey
+    since: int  # the journal's length when it began, or when its snapshot was asked for
+    snapshot: bytes | None = None  # what it restores
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A commit that was done."""
+
+    commit: Commit
+    now: float
+    copying: Copying | None
+
+
+@dataclass(frozen=True)
+class Act:
+    """One line of a client's script."""
+
+    kind: str
+    session: int  # which
+    steps: int  # of a request
+    numbered: bool  # it says its step
+
+
+_copying: ContextVar[Copying | None] = ContextVar("copying", default=None)
+
+
+class Unreliable:
+    """One engine's view of the store."""
+
+    def __init__(self, inner: Store, world: "World", number: int) -> None:
+        self._inner = inner
+        self._world = world
+        self._number = number
+        self.is_dead = False
+
+    async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
+        await self._maybe()
+        found = await self._inner.get(keys)
+        await self._maybe()
+        return found
+
+    async def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
+        await self._maybe()
+        world = self._world
+        fails = world.chance(world.faults)
+        done = [c for c in commits if not fails or world.chance(0.5)]
+        async with world.lock:  # so that the journal is in the order of the commits
+            outcomes = await self._inner.commit(done)
+            for commit, outcome in zip(done, outcomes, strict=True):
+                if outcome is Outcome.DONE and commit.key.tenant != CONTROL:
+                    world.journal.append(Entry(commit, world.backend.now(), _copying.get()))
+        if fails:
+            raise StoreUnavailableError("the connection broke")
+        await self._maybe()
+        return outcomes
+
+    async def count(self, tenant: str | None = None) -> int:
+        return await self._inner.count(tenant)
+
+    async def room_in_s(self, tenant: str | None = None) -> float:
+        return await self._inner.room_in_s(tenant)
+
+    async def sweep(self) -> list[SessionKey]:
+        return await self._inner.sweep()
+
+    async def close(self) -> None:
+        """The store outlives this engine."""
+
+    async def _maybe(self) -> None:
+        """Yield; perhaps the engine is killed here, perhaps the store cannot be reached."""
+        world = self._world
+        for _ in range(world.random.randrange(4)):
+            await asyncio.sleep(0)
+        if not self.is_dead and world.chance(world.crashes):
+            self.is_dead = True
+            world.replace(self._number)
+        if self.is_dead:
+            await asyncio.Future()
+        if world.chance(world.faults):
+            raise StoreUnavailableError("the store cannot be reached")
+
+
+@dataclass
+class World:
+    """Everything of one history."""
+
+    models: list[Model]  # versions of one name, oldest first
+    backend: Backend
+    random: random.Random
+    faults: float  # the chance of one at each call of the store
+    crashes: float
+    journal: list[Entry] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+    acks: list[Ack] = field(default_factory=list)
+    snapshots: list[tuple[SessionKey, int, bytes]] = field(default_factory=list)
+    keys: list[SessionKey] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.engines: list[Engine] = []
+        self.killed: list[Engine] = []
+        self.calls: list[asyncio.Task[Any]] = []  # kept, or they end when nobody looks
+        self.stores: list[Unreliable] = []
+        self.believed: dict[SessionKey, int] = {}
+        self.x = np.random.default_rng(self.random.getrandbits(32))
+        for number in range(ENGINES):
+            self.engines.append(self._start(number))
+
+    def chance(self, of: float) -> bool:
+        return self.random.random() < of
+
+    def replace(self, number: int) -> None:
+        """Start another engine for one that was killed."""
+        self.killed.append(self.engines[number])
+        self.engines[number] = self._start(number)
+
+    def _start(self, number: int) -> Engine:
+        store = Unreliable(self.backend.open(), self, number)
+        self.stores[number : number + 1] = [store]
+        engine = Engine(
+            Catalog(self.models),
+            store,
+            max_batch=8,
+            max_queue=100,
+            max_steps=100,
+            entropy=partial(self.random.getrandbits, 63),
+            promotions=Promotions(store, IDLE_TIMEOUT_S / 4, self.backend.now),
+        )
+        # In a context of its own: what a client's task is about is not what the engine is about.
+        asyncio.get_running_loop().call_soon(engine.start, context=Context())
+        return engine
+
+    # What clients do ----------------------------------------------------------------------------
+
+    async def play(self, script: Sequence[Act]) -> None:
+        """Do the acts of one client, one after another."""
+        for act in script:
+            while self.random.random() < 0.3:
+                await asyncio.sleep(0)
+            await getattr(self, f"_{act.kind}")(act)
+
+    async def _request(self, act: Act) -> None:
+        sent = self._new(act, self.believed.get(self._key(act), 0))
+        await self._send(sent)
+
+    async def _twice(self, act: Act) -> None:
+        """A client that sends again before it has heard anything."""
+        sent = self._new(act, self.believed.get(self._key(act), 0))
+        times = 3 if act.numbered else 1
+        await asyncio.gather(*(self._send(sent) for _ in range(times)))
+
+    async def _gap(self, act: Act) -> None:
+        await self._send(self._new(act, self.believed.get(self._key(act), 0) + act.steps))
+
+    async def _again(self, act: Act) -> None:
+        """The last acknowledged request of a session once more, or sent to a copy of it."""
+        numbered = [ack for ack in self.acks if ack.sent.step is not None]
+        if numbered:
+            sent = numbered[-1 - act.steps % len(numbered)].sent
+            await self._send(sent, self._key(act) if act.numbered else sent.key)
+
+    async def _drop(self, act: Act) -> None:
+        await self._try(lambda engine: engine.drop(self._key(act)))
+
+    async def _fork(self, act: Act) -> None:
+        source = self._key(act)
+        target = SessionKey("", f"fork {len(self.keys)}")
+        self.keys.append(target)
+
+        async def do(engine: Engine) -> tuple[SessionKey, Record]:
+            step = self.believed.get(source) if act.numbered else None
+            return await fork(engine, source, target.session_id, step)
+
+        await self._try(do, Copying(source, len(self.journal)))
+
+    async def _snapshot(self, act: Act) -> None:
+        key, since = self._key(act), len(self.journal)
+
+        file = await self._try(lambda e: take_snapshot(e, key, KEYRING, datetime.now(UTC)))
+        if file is not None:
+            self.snapshots.append((key, since, file))
+
+    async def _restore(self, act: Act) -> None:
+        if not self.snapshots:
+            return
+        source, since, file = self.snapshots[act.steps % len(self.snapshots)]
+        copying = Copying(source, since, file)
+        await self._try(lambda e: restore(e, self._key(act), file, KEYRING, act.numbered), copying)
+
+    async def _promote(self, act: Act) -> None:
+        """To the newest version; sometimes, a roll-back, to the one before."""
+        to = self.models[0 if act.steps == 1 else 1].version
+        await self._try(lambda engine: engine.promote("m", None, to))
+
+    async def _learn(self, act: Act) -> None:
+        """Every engine looks at what others promoted."""
+        for engine, store in zip(list(self.engines), list(self.stores), strict=True):
+            await self._try(lambda e: e.promotions.refresh(["m"]), at=(engine, store))
+
+    async def _wait(self, act: Act) -> None:
+        self.backend.wait(act.steps * IDLE_TIMEOUT_S / 4)
+
+    # How they do it -----------------------------------------------------------------------------
+
+    def _key(self, act: Act) -> SessionKey:
+        return self.keys[act.session % len(self.keys)]
+
+    def _new(self, act: Act, step: int) -> Sent:
+        x = self.x.normal(size=(act.steps, 1))
+        oldest = self.models[0].reference if step == 0 and self.chance(0.7) else None
+        numbered = step if act.numbered else None
+        sent = Sent(len(self.sent), self._key(act), x, numbered, oldest)
+        self.sent.append(sent)
+        return sent
+
+    async def _send(self, sent: Sent, key: SessionKey | None = None) -> None:
+        """Until there is a reply; a request without a number is sent once."""
+        key = key or sent.key
+        request = Request(key, sent, sent.step, sent.model)
+        for _ in range(TRIES if sent.step is not None else 1):
+            answer = await self._try(lambda engine: engine.predict(request), key=key)
+            if answer is not None:
+                self.believed[key] = answer.step
+                ack = Ack(sent, key, answer.version, answer.step, answer.created, answer.y)
+                self.acks.append(ack)
+                return
+
+    async def _try(
+        self,
+        do: Callable[[Engine], Coroutine[Any, Any, T]],
+        copying: Copying | None = None,
+        key: SessionKey | None = None,
+        at: tuple[Engine, Unreliable] | None = None,
+    ) -> T | None:
+        """What an engine, any of them, does; None where it refused, failed, or was killed."""
+        number = self.random.randrange(ENGINES)
+        engine, store = at or (self.engines[number], self.stores[number])
+        token = _copying.set(copying)
+        task = asyncio.create_task(do(engine))
+        self.calls.append(task)
+        _copying.reset(token)
+        while not task.done() and not store.is_dead:
+            await asyncio.sleep(0)
+        if not task.done():
+            return None
+        error = task.exception()
+        if store.is_dead:
+            return None  # what it said was not heard
+        if error is None:
+            return task.result()
+        if not isinstance(error, REFUSALS):
+            raise error
+        if key is not None and isinstance(step := error.data.get("expected"), int):
+            self.believed[key] = step
+        return None
+
+    async def end(self) -> None:
+        """Cancel what killed engines and their clients have left behind."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self.calls, return_exceptions=True)

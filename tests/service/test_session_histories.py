@@ -1,0 +1,260 @@
+"""Any history of sessions gives what a plain loop over its journal gives, bit for bit.
+
+A store is tried by an entry of `BACKENDS`.
+"""
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.job import Request
+from service.model import Model
+from service.session import LastReply, Record, SessionKey, digest_of
+from service.snapshot import read_snapshot, record_of
+from tests.service.build_artifact import Spec, build_artifact, scaling
+from tests.service.histories import (
+    IDLE_TIMEOUT_S,
+    KEYRING,
+    Ack,
+    Act,
+    Backend,
+    Copying,
+    Entry,
+    MemoryBackend,
+    Sent,
+    World,
+)
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"memory": MemoryBackend}
+SESSIONS = 3
+KINDS = (
+    *("request",) * 6,
+    *("twice",) * 3,
+    *("gap", "again", "again", "drop", "fork", "fork", "snapshot", "restore", "restore"),
+    *("promote", "learn", "learn", "wait"),
+)
+ACTS = st.builds(
+    Act,
+    kind=st.sampled_from(KINDS),
+    session=st.integers(0, 7),
+    steps=st.integers(1, 4),
+    numbered=st.integers(0, 3).map(bool),  # most of them are
+)
+SCRIPTS = st.lists(st.lists(ACTS, min_size=1, max_size=9), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
+    """Two versions with the same ports, other weights and other units."""
+    root = tmp_path_factory.mktemp("versions")
+    specs = [Spec("m", hidden_size=4, seed=1), Spec("m", hidden_size=4, seed=2)]
+    specs[1] = Spec("m", hidden_size=4, seed=2, scaling=scaling(1, 1))
+    paths: list[Path] = [build_artifact(root, spec) for spec in specs]
+    return [Model.load(path) for path in paths]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All of a record that can be seen, and which advances made it."""
+
+    version: str
+    step: int
+    state: bytes
+    last: LastReply
+    advances: tuple[int, ...]  # numbers of the requests, each once
+
+
+class Oracle:
+    """What the journal makes of every session; it knows the model and the rules, no engine."""
+
+    def __init__(self, world: World) -> None:
+        self.models = {model.version: model for model in world.models}
+        self.requests = {
+            digest_of(model.encode(sent.x)): sent for sent in world.sent for model in world.models
+        }
+        self.now: dict[SessionKey, Content] = {}
+        self.births: dict[SessionKey, tuple[int, int]] = {}
+        self.touched: dict[SessionKey, float] = {}
+        self.ever: list[tuple[SessionKey, Content | None]] = []  # as the journal goes
+        for entry in world.journal:
+            self.follow(entry)
+
+    def follow(self, entry: Entry) -> None:
+        key, before, after = entry.commit.key, entry.commit.before, entry.commit.after
+        held = self.now.pop(key, None)
+        if before is None and held is not None:
+            assert entry.now - self.touched[key] >= IDLE_TIMEOUT_S, "a live session was lost"
+            held = None
+        assert (before is None) == (held is None)
+        assert before is None or (before.birth, before.step) == self.births[key]
+        content = None
+        if after is not None:
+            content = self.copied(entry.copying, after) if entry.copying else None
+            content = content or self.advanced(held, after)
+            assert content_of(after) == (content.version, content.step, content.state, content.last)
+            self.now[key] = content
+            self.births[key] = after.birth, after.step
+            self.touched[key] = entry.now
+        self.ever.append((key, content))
+
+    def advanced(self, held: Content | None, after: Record) -> Content:
+        """The plain loop's turn: the request's rows, run alone, from the state that was left."""
+        sent = self.requests[after.last.digest]
+        model = self.models[after.version]
+        start = held.step if held else 0
+        assert sent.step in (None, start), "a request ran where it did not belong"
+        x = model.encode(sent.x)
+        (y,), (state,), _ = model.run([x], [held.state if held else model.initial_state])
+        last = LastReply(start, digest_of(x), y.tobytes(), held is None)
+        advances = (*(held.advances if held else ()), sent.number)
+        assert len(set(advances)) == len(advances), "a request ran twice"
+        return Content(model.version, start + len(x), state, last, advances)
+
+    def copied(self, copying: Copying, after: Record) -> Content:
+        """One of the contents that the source had since the copying began."""
+        earlier = [c for key, c in self.ever[: copying.since] if key == copying.source][-1:]
+        later = [c for key, c in self.ever[copying.since :] if key == copying.source]
+        for content in [*earlier, *later]:
+            if content and content_of(after) == seen(content):
+                return content
+        raise AssertionError("a copy of something that never was")
+
+    def answer(self, ack: Ack) -> None:
+        """The reply is that of exactly one advance of its session, or of what it is a copy of."""
+        replies = {
+            content.last.y
+            for key, content in self.ever
+            if key == ack.key and content and content.advances[-1] == ack.sent.number
+            if content.version == ack.version and content.step == ack.step
+            if content.last.created is ack.created
+        }
+        model = self.models[ack.version]
+        ys = [np.frombuffer(y, "<f4").reshape(len(ack.sent.x), 1) for y in replies]
+        assert any(np.array_equal(model.decode(y), ack.y) for y in ys), "a reply to no advance"
+
+
+def content_of(record: Record) -> tuple[str, int, bytes, LastReply]:
+    return record.version, record.step, record.state, record.last
+
+
+def seen(content: Content) -> tuple[str, int, bytes, LastReply]:
+    return content.version, content.step, content.state, content.last
+
+
+async def live(world: World, scripts: list[list[Act]]) -> None:
+    """Play all scripts at once, then let the faults stop and look at every session."""
+    world.keys += [SessionKey("", f"s{n}") for n in range(SESSIONS)]
+    try:
+        await asyncio.wait_for(asyncio.gather(*map(world.play, scripts)), timeout=30)
+        world.faults = world.crashes = 0.0
+        oracle = Oracle(world)
+        for ack in world.acks:
+            oracle.answer(ack)
+        for key, _, file in world.snapshots:
+            snapshot = read_snapshot(file, "", KEYRING)
+            record = record_of(snapshot, world.models[0].artifact.layout, 0)
+            assert content_of(record) in [seen(c) for k, c in oracle.ever if k == key and c]
+        await look(world, oracle)
+    finally:
+        await world.end()
+
+
+async def look(world: World, oracle: Oracle) -> None:
+    """Every session stands where the oracle says, and goes on from there."""
+    store = world.backend.open()
+    for key in world.keys:
+        (record,) = await store.get([key])
+        content = oracle.now.get(key)
+        if content and world.backend.now() - oracle.touched[key] >= IDLE_TIMEOUT_S:
+            content = None
+        assert (record and content_of(record)) == (content and seen(content))
+        sent = Sent(-1, key, world.x.normal(size=(2, 1)), content.step if content else 0)
+        answer = await asyncio.wait_for(world.engines[0].predict(Request(key, sent, sent.step)), 30)
+        assert answer.step == (sent.step or 0) + 2
+        assert answer.created is (content is None)
+        model = oracle.models[answer.version]
+        state = content.state if content else model.initial_state
+        (y,), _, _ = model.run([model.encode(sent.x)], [state])
+        assert np.array_equal(answer.y, model.decode(y))
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """The engines log every fault that they are given."""
+    caplog.set_level(logging.CRITICAL, "carousel")
+    caplog.set_level(logging.CRITICAL, "carousel.engine")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    scripts=SCRIPTS,
+    seed=st.integers(0, 2**32 - 1),
+    faults=st.sampled_from([0.0, 0.02, 0.1]),
+    crashes=st.sampled_from([0.0, 0.01, 0.05]),
+)
+def test_any_history_gives_what_a_plain_loop_gives(
+    versions: list[Model],
+    backend: str,
+    scripts: list[list[Act]],
+    seed: int,
+    faults: float,
+    crashes: float,
+) -> None:
+    """No step lost, none doubled, each acknowledged reply that of exactly one advance."""
+
+    async def scenario() -> None:
+        world = World(versions, BACKENDS[backend](), random.Random(seed), faults, crashes)
+        await live(world, scripts)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("part", range(4))
+def test_long_histories_give_what_a_plain_loop_gives(
+    versions: list[Model], backend: str, part: int
+) -> None:
+    """Drawn without hypothesis, which keeps its examples short: four clients of forty acts each."""
+
+    async def scenario(seed: int) -> Counter[str]:
+        draw = random.Random(seed)
+        scripts = [
+            [
+                Act(draw.choice(KINDS), draw.randrange(8), draw.randint(1, 4), draw.random() < 0.75)
+                for _ in range(40)
+            ]
+            for _ in range(4)
+        ]
+        world = World(versions, BACKENDS[backend](), draw, faults=0.03, crashes=0.01)
+        await live(world, scripts)
+        return Counter(
+            advances=len(world.journal),
+            acks=len(world.acks),
+            copies=sum(entry.copying is not None for entry in world.journal),
+            moved=sum(
+                entry.commit.before is not None
+                and entry.commit.after is not None
+                and entry.copying is None
+                and entry.commit.before.version != entry.commit.after.version
+                for entry in world.journal
+            ),
+            killed=len(world.killed),
+        )
+
+    seen = sum((asyncio.run(scenario(part * 1000 + n)) for n in range(75)), Counter[str]())
+    assert min(seen[what] for what in ("advances", "acks", "copies", "moved", "killed")) > 100, seen
