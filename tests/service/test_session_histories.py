@@ -27,7 +27,7 @@ from tests.service.histories import (
     Ack,
     Act,
     Backend,
-    Copying,
+    Change,
     Entry,
     MemoryBackend,
     Sent,
@@ -98,7 +98,7 @@ class Oracle:
         assert before is None or (before.birth, before.step) == self.births[key]
         content = None
         if after is not None:
-            content = self.copied(entry.copying, after) if entry.copying else None
+            content = self.copied(entry.change, after) if entry.change else None
             content = content or self.advanced(held, after)
             assert content_of(after) == (content.version, content.step, content.state, content.last)
             self.now[key] = content
@@ -119,10 +119,10 @@ class Oracle:
         assert len(set(advances)) == len(advances), "a request ran twice"
         return Content(model.version, start + len(x), state, last, advances)
 
-    def copied(self, copying: Copying, after: Record) -> Content:
+    def copied(self, change: Change, after: Record) -> Content:
         """One of the contents that the source had since the copying began."""
-        earlier = [c for key, c in self.ever[: copying.since] if key == copying.source][-1:]
-        later = [c for key, c in self.ever[copying.since :] if key == copying.source]
+        earlier = [c for key, c in self.ever[: change.since] if key == change.source][-1:]
+        later = [c for key, c in self.ever[change.since :] if key == change.source]
         for content in [*earlier, *later]:
             if content and content_of(after) == seen(content):
                 return content
@@ -159,6 +159,8 @@ async def live(world: World, scripts: list[list[Act]]) -> None:
         oracle = Oracle(world)
         for ack in world.acks:
             oracle.answer(ack)
+        done = Counter(entry.change for entry in world.journal)
+        assert all(done[change] == 1 for change in world.changes), "a change that never was"
         for key, _, file in world.snapshots:
             snapshot = read_snapshot(file, "", KEYRING)
             record = record_of(snapshot, world.models[0].artifact.layout, 0)
@@ -245,11 +247,11 @@ def test_long_histories_give_what_a_plain_loop_gives(
         return Counter(
             advances=len(world.journal),
             acks=len(world.acks),
-            copies=sum(entry.copying is not None for entry in world.journal),
+            copies=sum(entry.change is not None for entry in world.journal),
             moved=sum(
                 entry.commit.before is not None
                 and entry.commit.after is not None
-                and entry.copying is None
+                and entry.change is None
                 and entry.commit.before.version != entry.commit.after.version
                 for entry in world.journal
             ),
