@@ -20,6 +20,8 @@ from service.job import Request
 from service.model import Model
 from service.session import LastReply, Record, SessionKey, digest_of
 from service.snapshot import read_snapshot, record_of
+from service.store.redis import RedisStore
+from service.store.redis_link import Link
 from tests.service.build_artifact import Spec, build_artifact, scaling
 from tests.service.histories import (
     IDLE_TIMEOUT_S,
@@ -33,6 +35,7 @@ from tests.service.histories import (
     Sent,
     World,
 )
+from tests.service.redis_servers import one_server
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"memory": MemoryBackend}
 SESSIONS = 3
@@ -235,13 +238,7 @@ def test_long_histories_give_what_a_plain_loop_gives(
 
     async def scenario(seed: int) -> Counter[str]:
         draw = random.Random(seed)
-        scripts = [
-            [
-                Act(draw.choice(KINDS), draw.randrange(8), draw.randint(1, 4), draw.random() < 0.75)
-                for _ in range(40)
-            ]
-            for _ in range(4)
-        ]
+        scripts = [[_act(draw) for _ in range(40)] for _ in range(4)]
         world = World(versions, BACKENDS[backend](), draw, faults=0.03, crashes=0.01)
         await live(world, scripts)
         return Counter(
@@ -260,3 +257,46 @@ def test_long_histories_give_what_a_plain_loop_gives(
 
     seen = sum((asyncio.run(scenario(part * 1000 + n)) for n in range(75)), Counter[str]())
     assert min(seen[what] for what in ("advances", "acks", "copies", "moved", "killed")) > 100, seen
+
+
+class RedisBackend:
+    """A real server, by whose clock nothing expires in so short a time."""
+
+    def __init__(self, url: str) -> None:
+        self.store = RedisStore(Link(url), 1000, IDLE_TIMEOUT_S)
+
+    def open(self) -> RedisStore:
+        return self.store
+
+    def now(self) -> float:
+        return 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Expiry is tried in memory, and by the contract of the stores."""
+
+
+@pytest.mark.slow
+@pytest.mark.needs("redis-server")
+def test_histories_over_redis(versions: list[Model], tmp_path: Path) -> None:
+    """The same, where a commit is a round trip and a script of the server."""
+
+    async def scenario(url: str, seed: int) -> int:
+        draw = random.Random(seed)
+        backend = RedisBackend(url)
+        world = World(versions, backend, draw, faults=0.03, crashes=0.01)
+        try:
+            await live(world, [[_act(draw) for _ in range(20)] for _ in range(4)])
+        finally:
+            await backend.store.close()
+        return len(world.journal)
+
+    with one_server(tmp_path) as server:
+        commits = 0
+        for seed in range(20):
+            server.command("FLUSHALL")
+            commits += asyncio.run(scenario(server.url, seed))
+        assert commits > 300
+
+
+def _act(draw: random.Random) -> Act:
+    return Act(draw.choice(KINDS), draw.randrange(8), draw.randint(1, 4), draw.random() < 0.75)
