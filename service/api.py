@@ -53,7 +53,8 @@ from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front
 from service.protocols.native import NativeApp, read_request, write_answer
-from service.protocols.openapi import TAG, native_paths
+from service.protocols.openapi import native_paths
+from service.protocols.openapi_form import TAG
 from service.shelf import Shelf, names_at
 from service.snapshot import open_keyring
 from service.store.open import check_store, open_store

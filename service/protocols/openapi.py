@@ -8,24 +8,17 @@ from service.errors import (
     ArtifactError,
     CannotForecastError,
     CapacityError,
-    CarouselError,
     DrainingError,
     ForbiddenError,
-    IncompatibleError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
-    NoSnapshotKeyError,
     NotFiniteError,
-    OtherTenantError,
     RequestError,
     ResultNotFiniteError,
-    SessionExistsError,
     SessionGoneError,
     SessionNotFoundError,
     ShapeError,
-    SignatureError,
-    SnapshotError,
     StepConflictError,
     StoreUnavailableError,
     TooLongError,
@@ -33,8 +26,8 @@ from service.errors import (
     UnknownModelError,
     UnknownTokenError,
 )
-
-TAG = "Carousel"
+from service.protocols.openapi_copies import copy_paths
+from service.protocols.openapi_form import json_media, operation
 
 _REQUEST = {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
 _ANSWER = {
@@ -46,34 +39,6 @@ _ANSWER = {
     "y": [[0.15], [0.24]],
 }
 _SESSION = {key: _ANSWER[key] for key in ("session_id", "model", "version", "step")}
-_SNAPSHOT = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_FORK_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "session_id": {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": 256,
-            "nullable": True,
-            "description": "Of the copy; the server makes one, if absent.",
-        },
-        "step": {
-            "type": "integer",
-            "minimum": 0,
-            "nullable": True,
-            "description": "Where the session must stand.",
-        },
-    },
-}
-_PROMOTION_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "from": {"type": "string", "nullable": True, "description": "All others, if absent."},
-        "to": {"type": "string", "nullable": True, "description": "The newest, if absent."},
-    },
-}
 _NEXT_LINE = '{"session_id": "pump-8", "x": [[0.3]]}'
 
 _FORECAST = {"session_id": "pump-7", "horizon": 2}
@@ -215,18 +180,6 @@ _ANSWER_SCHEMA: dict[str, Any] = {
         },
     },
 }
-_ERROR_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["code", "message"],
-            "additionalProperties": True,
-            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
-        }
-    },
-}
 
 
 def native_paths() -> dict[str, dict[str, Any]]:
@@ -260,16 +213,16 @@ def native_paths() -> dict[str, dict[str, Any]]:
     }
     return {
         "/predict": {
-            "post": _operation(
+            "post": operation(
                 "predict",
                 "Advance one session by the rows of `x`, and begin it if there is none.",
-                _json(_ANSWER_SCHEMA, _ANSWER),
+                json_media(_ANSWER_SCHEMA, _ANSWER),
                 run,
-                requestBody={"required": True, "content": _json(_REQUEST_SCHEMA, _REQUEST)},
+                requestBody={"required": True, "content": json_media(_REQUEST_SCHEMA, _REQUEST)},
             )
         },
         "/stream": {
-            "post": _operation(
+            "post": operation(
                 "stream",
                 "Lines of /predict bodies in, lines of replies out as each is done; any number of "
                 'sessions. A refused line is answered by {"error", "line", "session_id"}.',
@@ -287,7 +240,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
             )
         },
         "/forecast": {
-            "post": _operation(
+            "post": operation(
                 "forecast",
                 "What the model would go on with from a session's state, its own output as its "
                 "next input; a line a step, as NDJSON or as server-sent events. The session is "
@@ -303,40 +256,40 @@ def native_paths() -> dict[str, dict[str, Any]]:
                     },
                 },
                 (*run, CannotForecastError, SessionNotFoundError),
-                requestBody={"required": True, "content": _json(_FORECAST_SCHEMA, _FORECAST)},
+                requestBody={"required": True, "content": json_media(_FORECAST_SCHEMA, _FORECAST)},
             )
         },
         "/sessions/{session_id}": {
-            "get": _operation(
+            "get": operation(
                 "look_up",
                 "Where a session stands.",
-                _json({"type": "object"}, _SESSION),
+                json_media({"type": "object"}, _SESSION),
                 one_session,
                 parameters=[session_id],
             ),
-            "delete": _operation(
+            "delete": operation(
                 "drop",
                 "Forget a session.",
-                _json({"type": "object"}, {**_SESSION, "dropped": True}),
+                json_media({"type": "object"}, {**_SESSION, "dropped": True}),
                 one_session,
                 parameters=[session_id],
             ),
         },
-        **_copies(session_id),
+        **copy_paths(session_id),
         "/models": {
-            "get": _operation(
+            "get": operation(
                 "models",
                 "What is served.",
-                _json({"type": "object"}, None),
+                json_media({"type": "object"}, None),
                 (*caller, MethodNotAllowedError),
             )
         },
         "/readyz": {
-            "get": _operation(
+            "get": operation(
                 "readyz",
                 "Whether of every configured model a version passed its self-test on this machine, "
                 "and the store of the sessions is there.",
-                _json(
+                json_media(
                     {"type": "object"},
                     {"status": "ready", "models": ["sine-cell:0123456789abcdef"]},
                 ),
@@ -344,116 +297,3 @@ def native_paths() -> dict[str, dict[str, Any]]:
             )
         },
     }
-
-
-def _copies(session_id: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    body = (InvalidJsonError, RequestError, TooLongError, MethodNotAllowedError)
-    return {
-        "/sessions/{session_id}/fork": {
-            "post": _operation(
-                "fork",
-                "Copy a session, its last reply included, to another session id.",
-                _json(
-                    {"type": "object"},
-                    {**_SESSION, "session_id": "pump-7-what-if", "forked_from": "pump-7"},
-                ),
-                (*body, SessionNotFoundError, SessionExistsError, StepConflictError, CapacityError),
-                parameters=[session_id],
-                requestBody={"content": _json(_FORK_SCHEMA, {"session_id": "pump-7-what-if"})},
-            )
-        },
-        "/sessions/{session_id}/snapshot": {
-            "get": _operation(
-                "snapshot",
-                "Download a session: a safetensors file, signed with the server's key.",
-                _SNAPSHOT,
-                (SessionNotFoundError, MethodNotAllowedError, NoSnapshotKeyError),
-                parameters=[session_id],
-            ),
-            "put": _operation(
-                "restore",
-                "Begin a session from a snapshot.",
-                _json({"type": "object"}, {**_SESSION, "replaced": False}),
-                (
-                    *(RequestError, TooLongError, SnapshotError, SignatureError, OtherTenantError),
-                    *(UnknownModelError, ModelConflictError, IncompatibleError),
-                    *(SessionExistsError, MethodNotAllowedError, NoSnapshotKeyError),
-                    *(CapacityError, ArtifactError),
-                ),
-                parameters=[
-                    session_id,
-                    {
-                        "name": "replace",
-                        "in": "query",
-                        "schema": {"type": "boolean"},
-                        "description": "Put it over the session that is there.",
-                    },
-                ],
-                requestBody={"required": True, "content": _SNAPSHOT},
-            ),
-        },
-        "/models/{name}/promote": {
-            "post": _operation(
-                "promote",
-                "Move the sessions of one version to another, each with its next request.",
-                _json(
-                    {"type": "object"},
-                    {
-                        "model": "sine-cell",
-                        "from": ["0123456789abcdef"],
-                        "to": "fedcba9876543210",
-                        "refused": [],
-                    },
-                ),
-                (*body, UnknownModelError, IncompatibleError, CapacityError, ArtifactError),
-                parameters=[
-                    {
-                        "name": "name",
-                        "in": "path",
-                        "required": True,
-                        "schema": {"type": "string"},
-                        "example": "sine-cell",
-                    }
-                ],
-                requestBody={"content": _json(_PROMOTION_SCHEMA, {})},
-            )
-        },
-    }
-
-
-def _operation(
-    name: str,
-    summary: str,
-    content: dict[str, Any],
-    errors: tuple[type[CarouselError], ...],
-    **more: Any,
-) -> dict[str, Any]:
-    return {
-        "tags": [TAG],
-        "operationId": f"carousel__{name}",
-        "summary": summary,
-        **more,
-        "responses": {"200": {"description": "Done.", "content": content}, **_refusals(errors)},
-    }
-
-
-def _refusals(errors: tuple[type[CarouselError], ...]) -> dict[str, Any]:
-    by_status: dict[str, list[type[CarouselError]]] = {}
-    for error in errors:
-        by_status.setdefault(str(error.status), []).append(error)
-    return {
-        status: {
-            "description": " ".join(f"`{e.code}`: {e.__doc__}" for e in members),
-            "content": _json(
-                _ERROR_SCHEMA, {"error": {"code": members[0].code, "message": members[0].__doc__}}
-            ),
-        }
-        for status, members in sorted(by_status.items())
-    }
-
-
-def _json(schema: dict[str, Any], example: object) -> dict[str, Any]:
-    media: dict[str, Any] = {"schema": schema}
-    if example is not None:
-        media["example"] = example
-    return {"application/json": media}

@@ -104,9 +104,9 @@ class Ack:
     y: Array
 
 
-@dataclass(frozen=True)
-class Copying:
-    """A fork or a restore that is under way."""
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A fork, a restore or a drop that is under way; equal to itself only."""
 
     source: SessionKey
     since: int  # the journal's length when it began, or when its snapshot was asked for
@@ -119,7 +119,7 @@ class Entry:
 
     commit: Commit
     now: float
-    copying: Copying | None
+    change: Change | None
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Act:
     numbered: bool  # it says its step
 
 
-_copying: ContextVar[Copying | None] = ContextVar("copying", default=None)
+_change: ContextVar[Change | None] = ContextVar("change", default=None)
 
 
 class Unreliable:
@@ -159,7 +159,7 @@ class Unreliable:
             outcomes = await self._inner.commit(done)
             for commit, outcome in zip(done, outcomes, strict=True):
                 if outcome is Outcome.DONE and commit.key.tenant != CONTROL:
-                    world.journal.append(Entry(commit, world.backend.now(), _copying.get()))
+                    world.journal.append(Entry(commit, world.backend.now(), _change.get()))
         if fails:
             raise StoreUnavailableError("the connection broke")
         await self._maybe()
@@ -203,6 +203,7 @@ class World:
     journal: list[Entry] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     acks: list[Ack] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)  # those that were acknowledged
     snapshots: list[tuple[SessionKey, int, bytes]] = field(default_factory=list)
     keys: list[SessionKey] = field(default_factory=list)
 
@@ -271,7 +272,8 @@ class World:
             await self._send(sent, self._key(act) if act.numbered else sent.key)
 
     async def _drop(self, act: Act) -> None:
-        await self._try(lambda engine: engine.drop(self._key(act)))
+        change = Change(self._key(act), len(self.journal))
+        await self._try(lambda engine: engine.drop(self._key(act)), change)
 
     async def _fork(self, act: Act) -> None:
         source = self._key(act)
@@ -282,7 +284,7 @@ class World:
             step = self.believed.get(source) if act.numbered else None
             return await fork(engine, source, target.session_id, step)
 
-        await self._try(do, Copying(source, len(self.journal)))
+        await self._try(do, Change(source, len(self.journal)))
 
     async def _snapshot(self, act: Act) -> None:
         key, since = self._key(act), len(self.journal)
@@ -295,8 +297,8 @@ class World:
         if not self.snapshots:
             return
         source, since, file = self.snapshots[act.steps % len(self.snapshots)]
-        copying = Copying(source, since, file)
-        await self._try(lambda e: restore(e, self._key(act), file, KEYRING, act.numbered), copying)
+        change = Change(source, since, file)
+        await self._try(lambda e: restore(e, self._key(act), file, KEYRING, act.numbered), change)
 
     async def _promote(self, act: Act) -> None:
         """To the newest version; sometimes, a roll-back, to the one before."""
@@ -339,17 +341,17 @@ class World:
     async def _try(
         self,
         do: Callable[[Engine], Coroutine[Any, Any, T]],
-        copying: Copying | None = None,
+        change: Change | None = None,
         key: SessionKey | None = None,
         at: tuple[Engine, Unreliable] | None = None,
     ) -> T | None:
         """What an engine, any of them, does; None where it refused, failed, or was killed."""
         number = self.random.randrange(ENGINES)
         engine, store = at or (self.engines[number], self.stores[number])
-        token = _copying.set(copying)
+        token = _change.set(change)
         task = asyncio.create_task(do(engine))
         self.calls.append(task)
-        _copying.reset(token)
+        _change.reset(token)
         while not task.done() and not store.is_dead:
             await asyncio.sleep(0)
         if not task.done():
@@ -358,6 +360,7 @@ class World:
         if store.is_dead:
             return None  # what it said was not heard
         if error is None:
+            self.changes += [change] if change else []
             return task.result()
         if not isinstance(error, REFUSALS):
             raise error

@@ -20,6 +20,8 @@ from service.job import Request
 from service.model import Model
 from service.session import LastReply, Record, SessionKey, digest_of
 from service.snapshot import read_snapshot, record_of
+from service.store.redis import RedisStore
+from service.store.redis_link import Link
 from tests.service.build_artifact import Spec, build_artifact, scaling
 from tests.service.histories import (
     IDLE_TIMEOUT_S,
@@ -27,12 +29,13 @@ from tests.service.histories import (
     Ack,
     Act,
     Backend,
-    Copying,
+    Change,
     Entry,
     MemoryBackend,
     Sent,
     World,
 )
+from tests.service.redis_servers import one_server
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"memory": MemoryBackend}
 SESSIONS = 3
@@ -98,7 +101,7 @@ class Oracle:
         assert before is None or (before.birth, before.step) == self.births[key]
         content = None
         if after is not None:
-            content = self.copied(entry.copying, after) if entry.copying else None
+            content = self.copied(entry.change, after) if entry.change else None
             content = content or self.advanced(held, after)
             assert content_of(after) == (content.version, content.step, content.state, content.last)
             self.now[key] = content
@@ -119,10 +122,10 @@ class Oracle:
         assert len(set(advances)) == len(advances), "a request ran twice"
         return Content(model.version, start + len(x), state, last, advances)
 
-    def copied(self, copying: Copying, after: Record) -> Content:
+    def copied(self, change: Change, after: Record) -> Content:
         """One of the contents that the source had since the copying began."""
-        earlier = [c for key, c in self.ever[: copying.since] if key == copying.source][-1:]
-        later = [c for key, c in self.ever[copying.since :] if key == copying.source]
+        earlier = [c for key, c in self.ever[: change.since] if key == change.source][-1:]
+        later = [c for key, c in self.ever[change.since :] if key == change.source]
         for content in [*earlier, *later]:
             if content and content_of(after) == seen(content):
                 return content
@@ -159,6 +162,8 @@ async def live(world: World, scripts: list[list[Act]]) -> None:
         oracle = Oracle(world)
         for ack in world.acks:
             oracle.answer(ack)
+        done = Counter(entry.change for entry in world.journal)
+        assert all(done[change] == 1 for change in world.changes), "a change that never was"
         for key, _, file in world.snapshots:
             snapshot = read_snapshot(file, "", KEYRING)
             record = record_of(snapshot, world.models[0].artifact.layout, 0)
@@ -233,23 +238,17 @@ def test_long_histories_give_what_a_plain_loop_gives(
 
     async def scenario(seed: int) -> Counter[str]:
         draw = random.Random(seed)
-        scripts = [
-            [
-                Act(draw.choice(KINDS), draw.randrange(8), draw.randint(1, 4), draw.random() < 0.75)
-                for _ in range(40)
-            ]
-            for _ in range(4)
-        ]
+        scripts = [[_act(draw) for _ in range(40)] for _ in range(4)]
         world = World(versions, BACKENDS[backend](), draw, faults=0.03, crashes=0.01)
         await live(world, scripts)
         return Counter(
             advances=len(world.journal),
             acks=len(world.acks),
-            copies=sum(entry.copying is not None for entry in world.journal),
+            copies=sum(entry.change is not None for entry in world.journal),
             moved=sum(
                 entry.commit.before is not None
                 and entry.commit.after is not None
-                and entry.copying is None
+                and entry.change is None
                 and entry.commit.before.version != entry.commit.after.version
                 for entry in world.journal
             ),
@@ -258,3 +257,46 @@ def test_long_histories_give_what_a_plain_loop_gives(
 
     seen = sum((asyncio.run(scenario(part * 1000 + n)) for n in range(75)), Counter[str]())
     assert min(seen[what] for what in ("advances", "acks", "copies", "moved", "killed")) > 100, seen
+
+
+class RedisBackend:
+    """A real server, by whose clock nothing expires in so short a time."""
+
+    def __init__(self, url: str) -> None:
+        self.store = RedisStore(Link(url), 1000, IDLE_TIMEOUT_S)
+
+    def open(self) -> RedisStore:
+        return self.store
+
+    def now(self) -> float:
+        return 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Expiry is tried in memory, and by the contract of the stores."""
+
+
+@pytest.mark.slow
+@pytest.mark.needs("redis-server")
+def test_histories_over_redis(versions: list[Model], tmp_path: Path) -> None:
+    """The same, where a commit is a round trip and a script of the server."""
+
+    async def scenario(url: str, seed: int) -> int:
+        draw = random.Random(seed)
+        backend = RedisBackend(url)
+        world = World(versions, backend, draw, faults=0.03, crashes=0.01)
+        try:
+            await live(world, [[_act(draw) for _ in range(20)] for _ in range(4)])
+        finally:
+            await backend.store.close()
+        return len(world.journal)
+
+    with one_server(tmp_path) as server:
+        commits = 0
+        for seed in range(20):
+            server.command("FLUSHALL")
+            commits += asyncio.run(scenario(server.url, seed))
+        assert commits > 300
+
+
+def _act(draw: random.Random) -> Act:
+    return Act(draw.choice(KINDS), draw.randrange(8), draw.randint(1, 4), draw.random() < 0.75)

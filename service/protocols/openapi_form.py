@@ -1,0 +1,58 @@
+"""What every operation of the OpenAPI page has in common: its tag, its errors, their shape."""
+
+from typing import Any
+
+from service.errors import CarouselError
+
+TAG = "Carousel"
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "additionalProperties": True,
+            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+        }
+    },
+}
+
+
+def operation(
+    name: str,
+    summary: str,
+    content: dict[str, Any],
+    errors: tuple[type[CarouselError], ...],
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        "tags": [TAG],
+        "operationId": f"carousel__{name}",
+        "summary": summary,
+        **more,
+        "responses": {"200": {"description": "Done.", "content": content}, **_refusals(errors)},
+    }
+
+
+def _refusals(errors: tuple[type[CarouselError], ...]) -> dict[str, Any]:
+    by_status: dict[str, list[type[CarouselError]]] = {}
+    for error in errors:
+        by_status.setdefault(str(error.status), []).append(error)
+    return {
+        status: {
+            "description": " ".join(f"`{e.code}`: {e.__doc__}" for e in members),
+            "content": json_media(
+                ERROR_SCHEMA, {"error": {"code": members[0].code, "message": members[0].__doc__}}
+            ),
+        }
+        for status, members in sorted(by_status.items())
+    }
+
+
+def json_media(schema: dict[str, Any], example: object) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": schema}
+    if example is not None:
+        media["example"] = example
+    return {"application/json": media}
