@@ -56,7 +56,7 @@ from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import TAG
 from service.shelf import Shelf, names_at
-from service.snapshot import open_keyring
+from service.snapshot import Keyring, open_keyring
 from service.store.open import check_store, open_store
 from service.sweeper import period_of
 from service.watch import Watch
@@ -143,6 +143,7 @@ class Carousel:
             places = find_models(CONFIG, this.bento)
             check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
+            open_snapshot_keys(CONFIG)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         os.environ[PREFIX + "MODELS"] = ",".join(map(str, places))
@@ -189,10 +190,8 @@ class Carousel:
         self.engine.start()
         _drain_on_signals(self.engine)
         self.access = open_access(config)
-        own = config.store_path if config.store == "disk" else None
-        keyring = open_keyring(config.snapshot_key, own, shared=config.store == "redis")
         self.bento_service.native = NativeApp(
-            self.engine, config.max_body_bytes, self.access, keyring
+            self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
 
     @bentoml.on_shutdown
@@ -256,6 +255,12 @@ def _asked_host() -> str:
     command = click.get_current_context(silent=True)
     asked = command.params.get("host") if command else None  # --host, or BENTOML_HOST
     return str(asked or BentoMLContainer.http.host.get())
+
+
+def open_snapshot_keys(config: Config) -> Keyring:
+    """What signs snapshots; SettingsError if it cannot be read."""
+    own = config.store_path if config.store == "disk" else None
+    return open_keyring(config.snapshot_key, own, shared=config.store == "redis")
 
 
 def find_models(config: Config, bento: bentoml.Bento | None) -> list[Path]:

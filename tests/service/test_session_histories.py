@@ -20,6 +20,8 @@ from service.job import Request
 from service.model import Model
 from service.session import LastReply, Record, SessionKey, digest_of
 from service.snapshot import read_snapshot, record_of
+from service.store.disk.machine import Machine
+from service.store.disk.store import DiskStore
 from service.store.redis import RedisStore
 from service.store.redis_link import Link
 from tests.service.build_artifact import Spec, build_artifact, scaling
@@ -273,6 +275,44 @@ class RedisBackend:
 
     def wait(self, seconds: float) -> None:
         """Expiry is tried in memory, and by the contract of the stores."""
+
+
+class DiskBackend:
+    """Each engine opens the same directory, as each worker does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._now = 1000.0
+        self.stores: list[DiskStore] = []
+
+    def open(self) -> DiskStore:
+        machine = Machine(boot=1, since_boot=self.now, wall=self.now)
+        self.stores.append(DiskStore(self._path, 1000, IDLE_TIMEOUT_S, machine=machine))
+        return self.stores[-1]
+
+    def now(self) -> float:
+        return self._now
+
+    def wait(self, seconds: float) -> None:
+        self._now += seconds
+
+
+@pytest.mark.slow
+def test_histories_over_the_disk(versions: list[Model], tmp_path: Path) -> None:
+    """The same in files, with expiry; engines that were killed never close theirs."""
+
+    async def scenario(seed: int) -> int:
+        draw = random.Random(seed)
+        backend = DiskBackend(tmp_path / str(seed))
+        world = World(versions, backend, draw, faults=0.03, crashes=0.01)
+        try:
+            await live(world, [[_act(draw) for _ in range(20)] for _ in range(4)])
+        finally:
+            for store in backend.stores:
+                await store.close()
+        return len(world.journal)
+
+    assert sum(asyncio.run(scenario(seed)) for seed in range(20)) > 300
 
 
 @pytest.mark.slow
