@@ -18,7 +18,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +43,7 @@ from service.forecast import (
     UnderWay,
     check_session,
 )
+from service.homes import Fetch, Homes
 from service.job import Answer, Job, Request
 from service.metrics import Metrics, unread_metrics
 from service.model import Model
@@ -78,8 +79,6 @@ MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire,
 
 logger = logging.getLogger("carousel.engine")
 
-Fetch = Callable[[str], Awaitable[Model]]  # `name:version` of a model that is not loaded
-
 
 class Engine:
     """Runs the requests of all sessions on all models of one process."""
@@ -108,7 +107,7 @@ class Engine:
         self.catalog = catalog
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
-        self._fetch = fetch
+        self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
@@ -173,7 +172,7 @@ class Engine:
         if request.key is not None:
             (record,) = await self._store.get([request.key])
         check_session(request, record)
-        model = await self._get(lambda: self._model_of(request, record))
+        model = await self._homes.loaded(lambda: self._homes.of(request, record))
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         forecast = Forecast(request, record, model, self._forecast_limits, future)
         if forecast.is_whole:
@@ -277,7 +276,7 @@ class Engine:
             UnknownModelError: no such model, or no such version of it, is served.
             ArtifactError: its artifact is broken.
         """
-        return await self._get(lambda: self.catalog.get(reference))
+        return await self._homes.load(reference)
 
     async def promote(self, name: str, source: str | None, to: str | None) -> Promoted:
         """Move the sessions of one version to another, each with its next request; see there."""
@@ -378,7 +377,7 @@ class Engine:
         taken = job.model
         goal = self.promotions.goal(record) if record is not None else None
         if situation(job.ask, record, goal) is not Situation.ELSEWHERE:
-            model = self._model_of(job.request, record)
+            model = self._homes.of(job.request, record)
             if model is not job.model:  # it was guessed before the session could be known
                 job.bind(model)
         if decide(job.ask, record, goal) is Move.REPLAY and record is not None:
@@ -386,7 +385,7 @@ class Engine:
                 raise _old_reply(record)
             self._answer(job, job.replay(record))
             return
-        if record is not None and (moved := self._moved(job, record)) is not job.model:
+        if record is not None and (moved := self._homes.moved(job, record)) is not job.model:
             job.bind(moved)
         self.catalog.note_use(job.model.name, job.model.version)
         if job.model is taken:
@@ -404,7 +403,7 @@ class Engine:
     async def _load_for(self, job: Job, error: ModelLoadingError) -> None:
         failure: CarouselError | None = None
         try:
-            await self._loaded(error)
+            await self._homes.fetch(error)
         except CarouselError as why:
             failure = why
         if job.future.done():
@@ -510,75 +509,23 @@ class Engine:
             retry_after_s=wait_s,
         )
 
-    # Models -------------------------------------------------------------------------------------
-
     async def _read(self, request: Request) -> Job:
         """The request as a job of the model that its session is most likely on.
 
         `_begin` corrects the guess. Only where the rows do not fit it is the session looked up.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        model = await self._guess_model(request)
+        last = self._batcher.last_of(request.key)
+        model = await self._homes.guess(request, last.model if last else None)
         try:
             return Job(request, model, self._max_steps, future)
         except ClientError:
             if len(self.catalog.versions_of(model.name)) == 1:
                 raise
-            home = await self._home_of(request)
+            home = await self._homes.look_up(request)
             if home is model:
                 raise
             return Job(request, home, self._max_steps, future)
-
-    async def _guess_model(self, request: Request) -> Model:
-        if request.model is not None:
-            return await self.load(request.model)
-        if self.catalog.only is not None:
-            return self.catalog.only
-        if (last := self._batcher.last_of(request.key)) is not None:
-            return last.model
-        return await self._home_of(request)
-
-    async def _home_of(self, request: Request) -> Model:
-        (record,) = await self._store.get([request.key])
-        return await self._get(lambda: self._model_of(request, record))
-
-    async def _get(self, find: Callable[[], Model]) -> Model:
-        """What `find` finds, once it is loaded."""
-        try:
-            return find()
-        except ModelLoadingError as error:
-            await self._loaded(error)
-            return find()
-
-    async def _loaded(self, error: ModelLoadingError) -> None:
-        if self._fetch is None:
-            raise error
-        await self._fetch(str(error.data["reference"]))
-
-    def _model_of(self, request: Request | ForecastRequest, record: Record | None) -> Model:
-        """The model that reads the request's rows and gives the last reply again."""
-        if record is None:
-            return self.catalog.for_new(request.model)
-        lives_on = reference(record.model, record.version)
-        try:
-            return self.catalog.get(lives_on)
-        except UnknownModelError as error:
-            goal = reference(record.model, self.promotions.goal(record))
-            if goal != lives_on and self.catalog.is_offered(goal):
-                return self.catalog.get(goal)  # it moves there
-            raise UnknownModelError(
-                f"session `{request.session_id}` lives on {lives_on}, "
-                f"which is not served here; {error.message}",
-                **error.data,
-            ) from error
-
-    def _moved(self, job: Job, record: Record) -> Model:
-        """The model that the session's next request runs on."""
-        goal = reference(record.model, self.promotions.goal(record))
-        stays = job.ask.model == reference(record.model, record.version)
-        if stays or not self.catalog.is_offered(goal) or goal in self.catalog.broken:
-            return job.model  # the client says so, or the other version is not here
-        return self.catalog.get(goal)
 
 
 def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] | CarouselError]:

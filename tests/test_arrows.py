@@ -46,7 +46,8 @@ SERVICE_ORDER: list[set[str]] = [
     {"leases", "store.redis_link"},
     {"store.redis"},
     {"store.open"},
-    {"engine", "watch"},
+    {"homes", "watch"},
+    {"engine"},
     {"copying"},
     {"protocols", "protocols.asgi", "protocols.openapi_form"},
     {
