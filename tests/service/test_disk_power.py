@@ -106,7 +106,7 @@ async def run(store: DiskStore, history: list[dict[SessionKey, int | None]]) -> 
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(history=batches, syncs=st.none() | st.integers(2, 14), seed=st.integers(0, 1 << 30))
 def test_a_power_cut_loses_nothing_that_was_acknowledged(
     history: list[dict[SessionKey, int | None]], syncs: int | None, seed: int

@@ -15,7 +15,8 @@ Rules
   clean close came before, the newest record cannot be known, and all sessions are gone.
 - `power` writes slots to the disk before they are published, and after a power cut takes of each
   session the record of the highest sequence number whose checksum is right. A slot that is freed
-  loses its number; before a drop is acknowledged that is on the disk, so nothing comes back.
+  loses its number. Before a session's newest slot is freed, that its older ones were is on the
+  disk, and before a drop is acknowledged, that too: so nothing comes back, and nothing old.
 - Time is the machine's since boot, and an offset in the header that changes at a reboot only, and
   then not back: setting the wall clock ends or prolongs no session.
 

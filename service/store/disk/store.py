@@ -178,25 +178,32 @@ class DiskStore:
             return [sessions.publish(sessions.prepare(commit, now_ms)) for commit in commits]
 
     def _commit_durably(self, commits: Sequence[Commit]) -> list[Outcome]:
-        """The same, with one sync for all that is written and one for all that is dropped."""
+        """The same, with one sync for all that is written, and for drops one before and after.
+
+        Where a session's newest slot is freed, that its older ones were must be on the disk first:
+        else a power cut could uncover one of them.
+        """
+        now_ms = self._header[AT_SEEN] = self._now_ms()
+        is_drop = any(commit.after is None for commit in commits)
+        if is_drop or now_ms >= self._header[AT_FIRST_DUE]:
+            self._sessions.slots.sync()
         outcomes: list[Outcome] = []
         while len(outcomes) < len(commits):
-            prepared = self._prepare_some(commits[len(outcomes) :])
+            prepared = self._prepare_some(commits[len(outcomes) :], now_ms)
             if any(isinstance(one, Write) for one in prepared):
                 self._sessions.slots.sync()
             with self._guard:
                 outcomes += [self._sessions.publish(one) for one in prepared]
-        if any(commit.after is None for commit in commits):
+        if is_drop:
             self._sessions.slots.sync()
         return outcomes
 
-    def _prepare_some(self, commits: Sequence[Commit]) -> list[Write | Outcome]:
+    def _prepare_some(self, commits: Sequence[Commit], now_ms: int) -> list[Write | Outcome]:
         """All, or as many as there are free slots for on a full disk; at least one."""
         prepared: list[Write | Outcome] = []
         with self._guard:
             sessions = self._sessions
             sessions.index.refresh()
-            now_ms = self._header[AT_SEEN] = self._now_ms()
             for commit in commits:
                 one = sessions.prepare(commit, now_ms)
                 if one is Outcome.NO_SPACE and any(isinstance(each, Write) for each in prepared):
@@ -218,6 +225,8 @@ class DiskStore:
 
     def _expire_piece(self, one: _Pass) -> bool:
         """Whether it was the last."""
+        if self._pool is not None:
+            self._sessions.slots.sync()  # as before a drop
         with self._guard:
             index = self._sessions.index
             index.refresh()
