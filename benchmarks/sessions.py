@@ -28,6 +28,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.conditions import conditions
 from service.session import LastReply, Record, SessionKey
 from service.store import Commit, Outcome, Store
 from service.store.disk.store import DiskStore
@@ -47,9 +48,7 @@ Turn = Callable[[Sequence[SessionKey]], Awaitable[object]]
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     console = Console()
-    console.print(
-        f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    )
+    console.print(conditions(["numpy"], cores=os.cpu_count(), system=platform.platform()))
     root = Path(tempfile.mkdtemp(prefix="carousel-", dir=arguments.directory))
     try:
         if arguments.rounds:

@@ -95,3 +95,37 @@ def test_versions_come_and_go_and_are_promoted_without_a_restart(
     assert curl("-X", "POST", f"{server.url}/models/nobody/promote")[0] == 404
     assert curl(at)[0] == 405
     assert "Traceback" not in server.text()
+
+
+@pytest.mark.needs("curl")
+def test_all_workers_come_to_serve_a_new_version_and_to_move_sessions(
+    start: Start, tmp_path: Path
+) -> None:
+    """Whichever worker is asked; a session that moved stays moved, and no step is refused."""
+    root = tmp_path / "shared"
+    old = build_artifact(root, Spec("m", seed=1)).name
+    server = start(CAROUSEL_ARTIFACTS=str(root), CAROUSEL_WORKERS="2")
+    server.wait_until_it_listens()
+    sessions = [f"s-{n}" for n in range(6)]
+    for session in sessions:
+        assert predict(server, session, step=0)["version"] == old
+    new = build_artifact(root, Spec("m", seed=2)).name
+    until(lambda: {newest(server) for _ in range(12)} == {new})
+    assert {predict(server, session, step=1)["version"] for session in sessions} == {old}
+
+    assert curl("-X", "POST", f"{server.url}/models/m/promote")[0] == 200
+    versions: list[list[str]] = [[] for _ in sessions]
+    step = 2
+
+    def have_all_moved() -> bool:
+        nonlocal step
+        for session, seen in zip(sessions, versions, strict=True):
+            seen.append(predict(server, session, step=step)["version"])
+        step += 1
+        return all(seen[-1] == new for seen in versions)
+
+    until(have_all_moved)
+    for _ in range(3):
+        assert have_all_moved()
+    for seen in versions:
+        assert seen == sorted(seen, key=[old, new].index)
