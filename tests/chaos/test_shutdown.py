@@ -6,6 +6,8 @@
   of one. No reply breaks off in the middle.
 - A stream gets an answer for each line before the one that the line `draining` names, none for
   that and later ones, and its proper end.
+  (Its client has lines in flight, and sends no more: the server hangs up on whoever goes on
+  sending, and TCP may then lose what was on its way; `step` makes that safe too.)
 - What got no answer was not run: where the store outlives the process, each session then stands
   at the sum of what was answered.
 - The process ends by itself, well within the 30 s that Kubernetes gives.
@@ -42,6 +44,7 @@ class Told:
     stands: dict[str, int] = field(default_factory=dict)  # session -> steps answered
     statuses: list[int] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
+    is_over: bool = False  # streams send no further line
 
 
 async def drive_unary(port: int, session_id: str, told: Told) -> None:
@@ -71,7 +74,7 @@ async def drive_stream(port: int, session_id: str, told: Told) -> None:
         status, _ = await connection.read_head()
         assert status == 200
         while True:
-            while sent < answered + WINDOW:
+            while sent < answered + WINDOW and not told.is_over:
                 await connection.send_line(body(session_id, 3 * sent))
                 sent += 1
             line = await connection.read_line()
@@ -111,6 +114,7 @@ async def terminate_under_load(service: Service) -> tuple[Told, float]:
         for n in range(4):
             group.create_task(drive_long(service.port, f"long-{n}", told))
         await asyncio.sleep(LEAD_S)
+        told.is_over = True
         service.running.terminate()
         start = asyncio.get_running_loop().time()
         await asyncio.to_thread(psutil.wait_procs, [service.running.process], timeout=60)
