@@ -1,10 +1,13 @@
 """SIGTERM under load: what is checked, exactly.
 
-- A request that the server had begun to work on is answered whole, by 200.
-- Any other one gets a whole reply (200, or 503 `draining`), or none at all: its connection was
-  refused, or closed before the first byte of a reply. No reply breaks off in the middle.
+- A request that the server has read is answered whole: by 200 if it was accepted before the
+  signal, however long it takes, else by 503 `draining`.
+- Any other one gets no reply at all: its connection was refused, or closed before the first byte
+  of one. No reply breaks off in the middle.
 - A stream gets an answer for each line before the one that the line `draining` names, none for
   that and later ones, and its proper end.
+  (Its client has lines in flight, and sends no more: the server hangs up on whoever goes on
+  sending, and TCP may then lose what was on its way; `step` makes that safe too.)
 - What got no answer was not run: where the store outlives the process, each session then stands
   at the sum of what was answered.
 - The process ends by itself, well within the 30 s that Kubernetes gives.
@@ -24,7 +27,8 @@ from tests.chaos.http_client import STREAM_HEAD, Broken, ask, connect, request
 from tests.chaos.servers import Service
 
 GRACE_S = 20  # with room for a machine that does more than this
-LONG_STEPS = 12_000  # some tenths of a second of work
+LONG_STEPS = 16_000  # the most there may be: some tenths of a second of work
+LEAD_S = 0.5  # in which a request is read; on a busy machine not each of them is
 WINDOW = 8  # lines of a stream in flight
 
 
@@ -40,6 +44,7 @@ class Told:
     stands: dict[str, int] = field(default_factory=dict)  # session -> steps answered
     statuses: list[int] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
+    is_over: bool = False  # streams send no further line
 
 
 async def drive_unary(port: int, session_id: str, told: Told) -> None:
@@ -69,7 +74,7 @@ async def drive_stream(port: int, session_id: str, told: Told) -> None:
         status, _ = await connection.read_head()
         assert status == 200
         while True:
-            while sent < answered + WINDOW:
+            while sent < answered + WINDOW and not told.is_over:
                 await connection.send_line(body(session_id, 3 * sent))
                 sent += 1
             line = await connection.read_line()
@@ -85,12 +90,16 @@ async def drive_stream(port: int, session_id: str, told: Told) -> None:
 
 
 async def drive_long(port: int, session_id: str, told: Told) -> None:
-    """One request that takes a while; whatever happens, its whole reply is 200."""
+    """One request that takes a while: it gets a whole reply, 503 if it came too late."""
     async with connect(port) as connection:
         await connection.send(request("POST", "/predict", body(session_id, 0, LONG_STEPS)))
         reply = await connection.read_reply()
-    assert (reply.status, reply.json()["step"]) == (200, LONG_STEPS)
-    told.stands[session_id] = LONG_STEPS
+    told.statuses.append(reply.status)
+    if reply.status == 200:
+        assert reply.json()["step"] == LONG_STEPS
+        told.stands[session_id] = LONG_STEPS
+    else:
+        assert (reply.status, reply.json()["error"]["code"]) == (503, "draining")
 
 
 async def terminate_under_load(service: Service) -> tuple[Told, float]:
@@ -104,7 +113,8 @@ async def terminate_under_load(service: Service) -> tuple[Told, float]:
         await asyncio.sleep(0.5)
         for n in range(4):
             group.create_task(drive_long(service.port, f"long-{n}", told))
-        await asyncio.sleep(0.1)  # they were read by now
+        await asyncio.sleep(LEAD_S)
+        told.is_over = True
         service.running.terminate()
         start = asyncio.get_running_loop().time()
         await asyncio.to_thread(psutil.wait_procs, [service.running.process], timeout=60)
@@ -124,13 +134,14 @@ def test_every_accepted_request_is_answered(
         assert took_s < GRACE_S
         assert not any(error.reply_began for error in told.broken)
         assert set(told.statuses) <= {200, 503}
-        assert len(told.stands) == 16 and all(told.stands.values())
+        assert told.stands.get("long-0") == LONG_STEPS  # the first of them had all the time
         if local_store["CAROUSEL_STORE"] == "memory":
             return
         await stopped.start_and_wait()
         for session_id, stand in told.stands.items():
             reply = await ask(stopped.port, "GET", f"/sessions/{session_id}")
-            assert (session_id, reply.json()["step"]) == (session_id, stand)
+            found = reply.json()["step"] if reply.status == 200 else 0
+            assert (session_id, found) == (session_id, stand)
 
     asyncio.run(whole())
     assert "Traceback" not in stopped.text()
@@ -145,10 +156,10 @@ def test_nothing_is_accepted_after_sigterm_and_readiness_says_so(service: StartS
         told = Told()
         async with asyncio.TaskGroup() as group:
             group.create_task(drive_long(stopped.port, "long", told))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(LEAD_S)
             stopped.running.terminate()
             await asyncio.to_thread(psutil.wait_procs, [stopped.running.process], timeout=60)
-        assert told.stands == {"long": LONG_STEPS}
+        assert told.statuses in ([200], [503])
         with pytest.raises(Broken):
             await ask(stopped.port, "GET", "/readyz")
 
