@@ -104,6 +104,7 @@ def test_stock_int8_is_refused_where_batches_are_asked_for(
             refused = client.post("/predict", json=line("s", [[0.5]], model="series-lstm"))
             assert (refused.status_code, refused.json()["error"]) == (503, error)
             assert client.post("/predict", json=line("s", [[0.5]])).status_code == 200
-        assert "series-lstm is not served: torchscript-int8 of " in server.text()
+        version = demo_artifacts["series-lstm"].manifest.version
+        assert f"series-lstm:{version} is not served: torchscript-int8 of " in server.text()
     finally:
         server.stop()
