@@ -49,6 +49,7 @@ from service.key_ring import Caller, KeyRing
 from service.leases import Leases
 from service.metrics import Metrics
 from service.model import Model
+from service.parent import end_with_parent, note_parent
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front
@@ -146,6 +147,7 @@ class Carousel:
             open_snapshot_keys(CONFIG)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
+        note_parent()
         os.environ[PREFIX + "MODELS"] = ",".join(map(str, places))
         os.environ[PREFIX + "STORE_PATH"] = str(CONFIG.store_path.absolute())
         if CONFIG.api_keys_file is not None:
@@ -189,6 +191,7 @@ class Carousel:
         await self.watch.start()
         self.engine.start()
         _drain_on_signals(self.engine)
+        end_with_parent()
         self.access = open_access(config)
         self.bento_service.native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)

@@ -16,7 +16,7 @@ PACKAGES = ("models", "export", "service", "benchmarks")
 SERVICE_ORDER: list[set[str]] = [
     {"errors"},
     {"redis_url"},
-    {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "pace"},
+    {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "pace", "parent"},
     {"wire", "keys"},
     {"pipeline"},
     {"manifest", "reading"},

@@ -4,6 +4,7 @@ import http.client
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+import pytest
 
 from service.model import Model
 from tests.e2e.conftest import Server, Start
@@ -108,3 +110,25 @@ def test_sessions_that_two_workers_share_are_one_sequence_each(
         thread.join()
     assert wrong == []
     assert "Traceback" not in server.text()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a child of its parent's death"
+)
+def test_workers_end_with_the_process_that_started_them(start: Start, tmp_path: Path) -> None:
+    """It is killed alone, -9: no worker holds the port, and the service is started there again."""
+    settings = {"CAROUSEL_WORKERS": "2", "CAROUSEL_STORE_PATH": str(tmp_path / "sessions")}
+    server = start(**settings)
+    server.wait_until_it_listens()
+    workers_of(server)
+    with server.client() as client:
+        assert client.post("/predict", json=line("s", [[0.5]], step=0)).json()["created"]
+        workers = server.process.children(recursive=True)
+        server.process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    again = start(port=server.port, **settings)
+    again.wait_until_it_listens()
+    with again.client() as client:
+        reply = client.post("/predict", json=line("s", [[0.5]], step=1))
+        assert (reply.status_code, reply.json()["step"]) == (200, 2)
