@@ -14,7 +14,8 @@ Rules
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import redis.asyncio as redis
@@ -116,14 +117,16 @@ class Link:
         self, script: Script, common: Sequence[Any], parts: Sequence[Part]
     ) -> list[list[Any]]:
         try:
-            connected = await self._connect()
+            with _closed_is_lost():
+                connected = await self._connect()
         except (RedisError, RedisClusterException, OSError) as error:
             raise self._refusal(error) from error
         try:
-            async with connected as client:
-                if isinstance(client, redis.Redis):
-                    return await _run_on_one(client, script, common, parts)
-                return await _run_on_cluster(client, script, common, parts)
+            with _closed_is_lost():
+                async with connected as client:
+                    if isinstance(client, redis.Redis):
+                        return await _run_on_one(client, script, common, parts)
+                    return await _run_on_cluster(client, script, common, parts)
         except (RedisError, RedisClusterException, OSError) as error:
             refusal = self._refusal(error)
             if not isinstance(refusal, StoreFullError):
@@ -267,6 +270,17 @@ async def _close(client: redis.Redis | redis.RedisCluster) -> None:
         await client.nodes_manager.aclose()
         await client.nodes_manager.aclose("startup_nodes")
     await client.aclose()
+
+
+@contextmanager
+def _closed_is_lost() -> Iterator[None]:
+    """uvloop says RuntimeError where a connection was closed while it was written to."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "handler is closed" not in str(error):
+            raise
+        raise NotConnectedError(str(error)) from error
 
 
 def _is_unanswered(error: Exception) -> bool:

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,7 +137,10 @@ def hammered(url: str, model: Model) -> Iterator[None]:
 
 
 def stands(session_id: str, url: str) -> int:
-    return int(httpx.get(f"{url}/sessions/{session_id}").json()["step"])
+    """Asked again if the server that took the connection stopped before it answered."""
+    while True:
+        with suppress(httpx.TransportError):
+            return int(httpx.get(f"{url}/sessions/{session_id}").json()["step"])
 
 
 def check(session: Hammering, model: Model, url: str) -> None:
