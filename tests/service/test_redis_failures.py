@@ -478,3 +478,29 @@ def test_every_bucket_is_one_slot_and_the_nodes_get_as_many() -> None:
         for bucket in ALL_BUCKETS:
             owned[bucket.slot * nodes // 16_384] += 1
         assert max(owned) - min(owned) <= 1
+
+
+@pytest.mark.parametrize("where", ["_run_on_one", "Link._check"])
+def test_a_connection_that_uvloop_finds_closed_is_a_lost_one(
+    server: RedisServer, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says RuntimeError; any other one is a bug, and stays what it is."""
+    said = ["unable to perform operation on <TCPTransport>; the handler is closed", "another"]
+
+    async def broken(*arguments: object) -> None:
+        raise RuntimeError(said[0])
+
+    async def scenario() -> None:
+        async with opened(server.url) as store:
+            with monkeypatch.context() as patched:
+                patched.setattr(f"service.store.redis_link.{where}", broken)
+                with pytest.raises(StoreUnavailableError):
+                    await store.get([A])
+            assert await commit(store, A, None, record(1)) is Outcome.DONE
+            said.pop(0)
+            with monkeypatch.context() as patched:
+                patched.setattr("service.store.redis_link._run_on_one", broken)
+                with pytest.raises(RuntimeError, match="another"):
+                    await store.get([A])
+
+    asyncio.run(scenario())
