@@ -32,5 +32,5 @@ def end_with_parent() -> None:
         os.kill(int(parent), 0)
     except ProcessLookupError:  # it died while this one was starting
         os.kill(os.getpid(), signal.SIGTERM)
-    except PermissionError:
+    except PermissionError:  # it lives, as another user
         return
