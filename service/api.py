@@ -52,7 +52,7 @@ from service.model import Model
 from service.parent import end_with_parent, note_parent
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
-from service.protocols.front import Front
+from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import TAG
@@ -83,16 +83,16 @@ LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
 class CarouselService(bentoml.Service[Any]):
     """A BentoML service whose native routes are answered before BentoML's own app."""
 
-    native: NativeApp | None = None  # there once the service has started
+    own: OwnApps | None = None  # there once the service has started
 
     def to_asgi(self, is_main: bool = True) -> Any:
         app = super().to_asgi(is_main)
-        return Front(app, self._require_native) if is_main else app
+        return Front(app, self._require_own) if is_main else app
 
-    def _require_native(self) -> NativeApp:
-        if self.native is None:
+    def _require_own(self) -> OwnApps:
+        if self.own is None:
             raise RuntimeError("a request came before the service had started")
-        return self.native
+        return self.own
 
     @property
     def openapi_spec(self) -> OpenAPISpecification:
@@ -193,9 +193,10 @@ class Carousel:
         _drain_on_signals(self.engine)
         end_with_parent()
         self.access = open_access(config)
-        self.bento_service.native = NativeApp(
+        native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
+        self.bento_service.own = OwnApps([native], native.before_metrics)
 
     @bentoml.on_shutdown
     async def close(self) -> None:

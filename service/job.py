@@ -3,16 +3,26 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Protocol
 
 import numpy as np
 
 from service.errors import ResultNotFiniteError, TooLongError
 from service.model import Model
+from service.origin import NOWHERE, Origin
 from service.session import Ask, LastReply, Record, SessionKey, begin, copy_of, digest_of
 from service.wire import RowShape
 
 Array = np.ndarray
+
+
+class Opening(Enum):
+    """What a request expects of its session."""
+
+    ANY = auto()  # goes on with it, or begins it
+    START = auto()  # begins it, and begins it anew where it lives
+    LIVE = auto()  # goes on with it; it must be there
 
 
 class Rows(Protocol):
@@ -34,6 +44,10 @@ class Request:
     want: tuple[str, ...] | None = None  # fields of the reply; None: all
     choose: Mapping[str, Any] | None = None  # None: as the model's pipeline says
     most: int | None = None  # live sessions of its tenant; None: as many as the store takes
+    opening: Opening = Opening.ANY  # what it expects of its session
+    ends: bool = False  # forget the session in the commit of this request
+    idempotency_key: str | None = None  # another name for `step`: the last one again is a retry
+    origin: Origin = NOWHERE
 
     @property
     def session_id(self) -> str:

@@ -29,6 +29,7 @@ DEMO_FILES = frozenset(
         "tests/benchmarks/test_latency.py",
         "tests/e2e/test_not_isolated.py",
         "tests/e2e/test_readme.py",
+        "tests/e2e/test_serving_docs.py",
         "tests/export/test_isolation.py",
         "tests/export/test_rowwise.py",
         "tests/export/test_saturation.py",

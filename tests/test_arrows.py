@@ -16,7 +16,7 @@ PACKAGES = ("models", "export", "service", "benchmarks")
 SERVICE_ORDER: list[set[str]] = [
     {"errors"},
     {"redis_url"},
-    {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "pace", "parent"},
+    {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "origin", "pace", "parent"},
     {"wire", "keys"},
     {"pipeline"},
     {"manifest", "reading"},
@@ -50,6 +50,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"engine"},
     {"copying"},
     {"protocols", "protocols.asgi", "protocols.openapi_form"},
+    {"protocols.exchange"},
     {
         "protocols.ndjson",
         "protocols.forecast",

@@ -6,33 +6,57 @@ freed), and put a timer on every request; so our routes are answered before them
 its health, metrics and documentation pages. What it does not know either is refused in our shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Match, Route
 
 from service.protocols.asgi import Receive, Scope, Send, send_error
-from service.protocols.native import NativeApp, no_method, no_route
+from service.protocols.native import no_method, no_route
+
+
+class OwnApp(Protocol):
+    """Routes of ours, of one protocol."""
+
+    def knows(self, scope: Scope) -> bool:
+        """Whether this HTTP request or WebSocket is for it."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+@dataclass(frozen=True)
+class OwnApps:
+    """All that is answered before the host."""
+
+    apps: Sequence[OwnApp]  # the first that knows a request answers it
+    before_metrics: Callable[[], Awaitable[None]]  # what must be known when /metrics is asked
 
 
 class Front:
     """An ASGI app over the host's and ours; the host keeps the lifespan."""
 
-    def __init__(self, host: Starlette, native: Callable[[], NativeApp]) -> None:
-        """`native` is asked at each request: our app exists once the host has started."""
+    def __init__(self, host: Starlette, own: Callable[[], OwnApps]) -> None:
+        """`own` is asked at each request: our apps exist once the host has started."""
         self._host = host
-        self._native = native
+        self._own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._host(scope, receive, send)
             return
-        native = self._native()
-        if native.knows(scope["path"]):
-            await native(scope, receive, send)
+        own = self._own()
+        for app in own.apps:
+            if app.knows(scope):
+                await app(scope, receive, send)
+                return
+        if scope["type"] == "websocket":
+            await self._host(scope, receive, send)
             return
         if scope["path"] == "/metrics":
-            await native.before_metrics()
+            await own.before_metrics()
         allowed: set[str] = set()
         for route in self._host.routes:
             match, _ = route.matches(scope)

@@ -130,9 +130,9 @@ class NativeApp:
             **copies.routes,
         }
 
-    def knows(self, path: str) -> bool:
-        """Whether `path` is one of the native routes."""
-        return route_of(path) in self._routes
+    def knows(self, scope: Scope) -> bool:
+        """Whether it is a request to one of the native routes."""
+        return scope["type"] == "http" and route_of(scope["path"]) in self._routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send = to_who_stays(send)

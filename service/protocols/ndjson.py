@@ -6,38 +6,22 @@ Rules
 - A line that is refused gets an error line with its number (from 1); the stream goes on.
 - Blank lines are ignored; the last line needs no newline. A line over the limit is refused
   without being kept.
-- At most `MAX_IN_FLIGHT` lines are read and not yet written back: a client that reads slowly
-  slows its own sending, and nobody else.
-- When the client goes away, what has not started is not run. When the server drains, what was
-  read is answered, then an error line says that the stream ends.
-
-How it works: a reader task splits the body into lines and submits them; each answer's callback
-puts a line into the outbox; the writer, which is the request's own task, sends what is there.
+- When the server drains, what was read is answered, then an error line says that the stream ends.
+- Who waits for whom is `Exchange`'s affair, as under every protocol that streams.
 """
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from service.engine import Engine
-from service.errors import (
-    CarouselError,
-    DrainingError,
-    InternalError,
-    TooLongError,
-)
-from service.job import Answer, Job, Request
+from service.errors import CarouselError, DrainingError, TooLongError
+from service.job import Answer, Request
 from service.protocols.asgi import ClientGone, Receive, Send
+from service.protocols.exchange import Exchange
 from service.wire import encode
 
-MAX_IN_FLIGHT = 256  # lines; as many rows as a batch takes, so one stream can fill it
 NDJSON = b"application/x-ndjson"
-
-logger = logging.getLogger("carousel.http")
-
-ReadRequest = Callable[[bytes], Request]
-WriteAnswer = Callable[[Answer], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +65,8 @@ async def serve_stream(
     engine: Engine,
     receive: Receive,
     send: Send,
-    read_request: ReadRequest,
-    write_answer: WriteAnswer,
+    read_request: Callable[[bytes], Request],
+    write_answer: Callable[[Answer], bytes],
     max_line_bytes: int,
     tenant: str,
 ) -> None:
@@ -92,136 +76,45 @@ async def serve_stream(
         DrainingError: the server is shutting down already; nothing was read.
     """
     engine.refuse_if_draining()
-    stream = _Stream(engine, read_request, write_answer, tenant)
-    reader = asyncio.create_task(stream.read(split_lines(receive, max_line_bytes), max_line_bytes))
-    forget = engine.on_drain(reader.cancel)
-    reader.add_done_callback(lambda _: stream.wake_writer.set())
-    try:
-        # The reader's first receive asks a waiting client (Expect: 100-continue) for its body;
-        # once the response has started it would be too late.
-        await asyncio.sleep(0)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", NDJSON), (b"cache-control", b"no-store")],
-            }
-        )
-        await stream.write(send, reader)
-    finally:
-        forget()
-        reader.cancel()
-        stream.abandon()
+    exchange: Exchange[int, bytes] = Exchange(
+        engine, tenant, lambda _, answer: write_answer(answer) + b"\n", _error_line
+    )
+    lines_done = 0
 
+    async def read() -> None:
+        nonlocal lines_done
+        async for line in split_lines(receive, max_line_bytes):
+            await exchange.submit(line.number, partial(_read_line, line))
+            lines_done = line.number
 
-class _Stream:
-    """What the reader and the writer of one request share."""
-
-    def __init__(
-        self, engine: Engine, read_request: ReadRequest, write_answer: WriteAnswer, tenant: str
-    ) -> None:
-        self._engine = engine
-        self._read_request = read_request
-        self._write_answer = write_answer
-        self._tenant = tenant
-        self._jobs: set[Job] = set()
-        self._outbox: list[bytes] = []
-        self._in_flight = 0  # lines accepted or refused, and not yet written back
-        self._lines_done = 0
-        self._farewell = b""  # why the stream ends before the client ended it
-        self._room = asyncio.Event()
-        self.wake_writer = asyncio.Event()
-
-    async def read(self, lines: AsyncIterator[Line], max_line_bytes: int) -> None:
-        """Submit every line; ClientGone if the client leaves."""
-        try:
-            async for line in lines:
-                await self._wait_for_room()
-                await self._accept(line, max_line_bytes)
-                self._lines_done = line.number
-        except asyncio.CancelledError:
-            if not self._engine.is_draining:
-                raise
-            refusal = DrainingError(
-                "the server is shutting down; this line and those after it were not run, "
-                "send them to another, or try again"
+    def _read_line(line: Line) -> Request:
+        if line.text is None:
+            raise TooLongError(
+                f"the line has more than {max_line_bytes} bytes, which is what the server takes; "
+                "send it in several",
+                expected=max_line_bytes,
             )
-            self._engine.metrics.refused(refusal)
-            self._farewell = _error_line(refusal, self._lines_done + 1, None)
+        return read_request(line.text)
 
-    async def write(self, send: Send, reader: "asyncio.Task[None]") -> None:
-        """Send what is in the outbox until the reader is done and every line is answered."""
-        while not (reader.done() and self._in_flight == 0):
-            await self.wake_writer.wait()
-            self.wake_writer.clear()
-            if reader.done():
-                reader.result()  # raises what ended it: ClientGone
-            if self._outbox:
-                lines, self._outbox = self._outbox, []
-                body = b"".join(lines)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-                self._in_flight -= len(lines)
-                self._room.set()
-        reader.result()
-        await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
+    async def begin() -> None:
+        headers = [(b"content-type", NDJSON), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def abandon(self) -> None:
-        """Nobody reads the answers any more."""
-        for job in list(self._jobs):
-            self._engine.abandon(job)
+    async def send_lines(lines: list[bytes]) -> None:
+        await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
 
-    async def _wait_for_room(self) -> None:
-        while self._in_flight >= MAX_IN_FLIGHT:
-            self._room.clear()
-            await self._room.wait()
-        await self._engine.wait_for_room(self._tenant)
-
-    async def _accept(self, line: Line, max_line_bytes: int) -> None:
-        request: Request | None = None
-        try:
-            if line.text is None:
-                raise TooLongError(
-                    f"the line has more than {max_line_bytes} bytes, which is what the server "
-                    "takes; send it in several",
-                    expected=max_line_bytes,
-                )
-            request = self._read_request(line.text)
-            job = await self._engine.submit(request)
-        except CarouselError as error:
-            self._refuse(error, line.number, request)
-            return
-        self._in_flight += 1
-        self._jobs.add(job)
-        job.future.add_done_callback(lambda _: self._finish(job, line.number))
-
-    def _refuse(self, error: CarouselError, number: int, request: Request | None = None) -> None:
-        self._in_flight += 1
-        self._put_error(error, number, request)
-
-    def _finish(self, job: Job, number: int) -> None:
-        self._jobs.discard(job)
-        if job.future.cancelled():
-            return
-        try:
-            line = self._write_answer(job.future.result()) + b"\n"
-        except CarouselError as error:
-            self._put_error(error, number, job.request)
-        except Exception:
-            logger.exception("the answer to line %d could not be written", number)
-            self._put_error(InternalError("the server failed"), number, job.request)
-        else:
-            self._put(line)
-
-    def _put_error(self, error: CarouselError, number: int, request: Request | None) -> None:
-        self._engine.metrics.refused(error)
-        self._put(_error_line(error, number, request))
-
-    def _put(self, line: bytes) -> None:
-        self._outbox.append(line)
-        self.wake_writer.set()
+    farewell = b""
+    if not await exchange.run(read(), send_lines, begin):
+        refusal = DrainingError(
+            "the server is shutting down; this line and those after it were not run, "
+            "send them to another, or try again"
+        )
+        engine.metrics.refused(refusal)
+        farewell = _error_line(lines_done + 1, refusal)
+    await send({"type": "http.response.body", "body": farewell, "more_body": False})
 
 
-def _error_line(error: CarouselError, number: int, request: Request | None) -> bytes:
+def _error_line(number: int, error: CarouselError, request: Request | None = None) -> bytes:
     body = {**error.body(), "line": number}
     if request is not None:
         body["session_id"] = request.key.session_id

@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from service.artifact import Artifact
 from service.model import Model
 from tests.service.build_artifact import Spec, build_artifact, scaling
 
@@ -184,4 +185,22 @@ def start(artifacts: Path, tmp_path: Path) -> Iterator[Start]:
 
     yield begin
     for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def demo_server(
+    demo_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """What `make serve` runs, on a free port."""
+    root = demo_artifacts["sine-cell"].path.parents[1]
+    server = start_server(
+        tmp_path_factory.mktemp("demos"),
+        CAROUSEL_ARTIFACTS=str(root),
+        CAROUSEL_DEFAULT_MODEL="sine-cell",
+    )
+    try:
+        server.wait_until_it_listens()
+        yield server
+    finally:
         server.stop()

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,7 @@ import pytest
 
 from service.artifact import Artifact
 from tests.e2e.conftest import ROOT, Server, start_server
-
-BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
-
-
-def commands(readme: str) -> list[tuple[str, list[str]]]:
-    """Each command of README's console blocks, with the lines that it is shown to print."""
-    found: list[tuple[str, list[str]]] = []
-    for block in BLOCK.findall(readme):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                found.append((line[2:], []))
-            else:
-                found[-1][1].append(line)
-    return found
+from tests.e2e.documents import commands
 
 
 def plain(line: str) -> dict[str, object]:
@@ -41,24 +27,6 @@ def plain(line: str) -> dict[str, object]:
 def by_session(line: str) -> tuple[str, int]:
     reply = json.loads(line)
     return reply.get("session_id", ""), reply.get("step", -1)
-
-
-@pytest.fixture(scope="module")
-def demo_server(
-    demo_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """What `make serve` runs, on a free port."""
-    root = demo_artifacts["sine-cell"].path.parents[1]
-    server = start_server(
-        tmp_path_factory.mktemp("readme"),
-        CAROUSEL_ARTIFACTS=str(root),
-        CAROUSEL_DEFAULT_MODEL="sine-cell",
-    )
-    try:
-        server.wait_until_it_listens()
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.needs("curl")

@@ -1,0 +1,50 @@
+"""Where a request comes from: its id, its protocol, and the trace that it is part of.
+
+Every request has an id, the client's own where it sends one, so that a log line, a span and a
+client's complaint can be brought together. Trace context is W3C Trace Context (Recommendation of
+2021): what came is kept as it is, and what is malformed counts as absent.
+"""
+
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Characters that are safe in a header, a log line and a query; UUIDs, ULIDs and the ids of common
+# proxies are. Another id is replaced by one of ours.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,127}\Z")
+_TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_MAX_TRACESTATE = 512  # bytes, which the Recommendation asks to carry at least
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Of one request."""
+
+    request_id: str = ""
+    protocol: str = ""  # predict, stream, ws, v2, grpc, ..; "" where code of this process asks
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+NOWHERE = Origin()
+
+
+def origin_of(headers: Iterable[tuple[bytes, bytes]], protocol: str) -> Origin:
+    """Of a request with these headers, whose names are in lower case as ASGI and gRPC have them."""
+    request_id = traceparent = tracestate = None
+    for name, value in headers:
+        if name == b"x-request-id" and request_id is None and _REQUEST_ID.match(value):
+            request_id = value.decode()
+        elif name == b"traceparent" and traceparent is None and _TRACEPARENT.fullmatch(value):
+            traceparent = value.decode()
+        elif name == b"tracestate" and tracestate is None and len(value) <= _MAX_TRACESTATE:
+            tracestate = value.decode("latin-1")
+    return Origin(
+        request_id or secrets.token_hex(8),
+        protocol,
+        traceparent,
+        tracestate if traceparent else None,
+    )

@@ -1,0 +1,161 @@
+"""The requests of one long-lived connection: many under way, each answered as soon as it is done.
+
+Rules
+- Requests of one session run, and are answered, in their order; sessions do not wait for each
+  other.
+- A request that is refused gets an error, and the connection goes on.
+- At most `max_in_flight` requests are read and not yet written back: a client that reads slowly
+  slows its own sending, and nobody else.
+- When the client goes away, what has not started is not run. When the server drains, what was
+  read is answered, and nothing more is read.
+
+How it works: a reader, which knows the protocol, submits requests, each with a tag; the callback
+of each answer puts what `write` makes of it into the outbox; `run`, in the connection's own task,
+sends what is there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Generic, TypeVar
+
+from service.engine import Engine
+from service.errors import CarouselError, InternalError
+from service.job import Answer, Job, Request
+
+MAX_IN_FLIGHT = 256  # requests; as many rows as a batch takes, so one connection can fill it
+
+logger = logging.getLogger("carousel.http")
+
+Tag = TypeVar("Tag")  # what a protocol answers by: a line's number, a frame's request id
+Out = TypeVar("Out")  # what it sends
+
+WriteAnswer = Callable[[Tag, Answer], Out]
+WriteError = Callable[[Tag, CarouselError, Request | None], Out]  # None: it could not be read
+
+
+class Exchange(Generic[Tag, Out]):
+    """What the reader and the writer of one connection share."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tenant: str,
+        write_answer: WriteAnswer[Tag, Out],
+        write_error: WriteError[Tag, Out],
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        self._engine = engine
+        self._tenant = tenant
+        self._write_answer = write_answer
+        self._write_error = write_error
+        self._max_in_flight = max_in_flight
+        self._jobs: set[Job] = set()
+        self._outbox: list[Out] = []
+        self._in_flight = 0  # accepted or refused, and not yet written back
+        self._room = asyncio.Event()
+        self._wake_writer = asyncio.Event()
+
+    # For the reader -----------------------------------------------------------------------------
+
+    async def submit(self, tag: Tag, read: Callable[[], Request]) -> None:
+        """Wait for room, read one request, and hand it to the engine; its answer is sent later."""
+        await self._wait_for_room()
+        request: Request | None = None
+        try:
+            request = read()
+            job = await self._engine.submit(request)
+        except CarouselError as error:
+            self.refuse(tag, error, request)
+            return
+        self._in_flight += 1
+        self._jobs.add(job)
+        job.future.add_done_callback(lambda _: self._finish(job, tag))
+
+    def refuse(self, tag: Tag, error: CarouselError, request: Request | None = None) -> None:
+        """Answer one request, which is not run, with an error."""
+        self._in_flight += 1
+        self._put_error(tag, error, request)
+
+    def put(self, out: Out) -> None:
+        """Send something that answers no request."""
+        self._in_flight += 1
+        self._put(out)
+
+    # For the connection's task ------------------------------------------------------------------
+
+    async def run(
+        self,
+        reading: Coroutine[None, None, None],
+        send: Callable[[list[Out]], Awaitable[None]],
+        begin: Callable[[], Awaitable[None]] | None = None,
+    ) -> bool:
+        """Read and answer until the client has ended, and all that was read is answered.
+
+        Args:
+            reading: reads requests and submits them; ends when the client has sent all.
+            send: sends what is ready now, one or more.
+            begin: called once, after `reading` has begun and before anything is sent.
+        Returns:
+            False if the server's drain ended the reading, not the client.
+        Raises:
+            What `reading`, `begin` or `send` raised; then nobody waits for the answers.
+        """
+        reader = asyncio.create_task(reading)
+        forget = self._engine.on_drain(reader.cancel)
+        reader.add_done_callback(lambda _: self._wake_writer.set())
+        try:
+            # The reader's first receive asks a waiting client (Expect: 100-continue) for its body;
+            # once the response has started it would be too late.
+            await asyncio.sleep(0)
+            if begin is not None:
+                await begin()
+            while not (reader.done() and self._in_flight == 0):
+                await self._wake_writer.wait()
+                self._wake_writer.clear()
+                if reader.done() and not reader.cancelled():
+                    reader.result()  # raises what ended it: ClientGone
+                if self._outbox:
+                    outs, self._outbox = self._outbox, []
+                    await send(outs)
+                    self._in_flight -= len(outs)
+                    self._room.set()
+            if reader.cancelled():
+                return False
+            reader.result()
+            return True
+        finally:
+            forget()
+            reader.cancel()
+            for job in list(self._jobs):
+                self._engine.abandon(job)
+
+    # The rest -----------------------------------------------------------------------------------
+
+    async def _wait_for_room(self) -> None:
+        while self._in_flight >= self._max_in_flight:
+            self._room.clear()
+            await self._room.wait()
+        await self._engine.wait_for_room(self._tenant)
+
+    def _finish(self, job: Job, tag: Tag) -> None:
+        self._jobs.discard(job)
+        if job.future.cancelled():
+            return
+        try:
+            out = self._write_answer(tag, job.future.result())
+        except CarouselError as error:
+            self._put_error(tag, error, job.request)
+        except Exception:
+            logger.exception("the answer to request %s could not be written", tag)
+            self._put_error(tag, InternalError("the server failed"), job.request)
+        else:
+            self._put(out)
+
+    def _put_error(self, tag: Tag, error: CarouselError, request: Request | None) -> None:
+        self._engine.metrics.refused(error)
+        self._put(self._write_error(tag, error, request))
+
+    def _put(self, out: Out) -> None:
+        self._outbox.append(out)
+        self._wake_writer.set()
