@@ -209,6 +209,16 @@ class StoreFullError(CapacityError):
     status = 503
 
 
+class TimedOutError(CapacityError):
+    """The client's own timeout ended the wait; the request may have been done, or not.
+
+    Sent again with the same `step`, it is done once.
+    """
+
+    code = "timed_out"
+    status = 504
+
+
 class ModelLoadingError(CapacityError):
     """The model's artifact is here, and not loaded yet, `reference`; asked again, it will be."""
 
