@@ -57,6 +57,8 @@ from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import TAG
+from service.protocols.v2.http_app import V2App
+from service.protocols.v2.metadata import Limits
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
 from service.store.open import check_store, open_store
@@ -197,8 +199,10 @@ class Carousel:
         native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
+        limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
+        v2 = V2App(self.engine, limits, config.max_body_bytes, self.access)
         around = Around(config.cors_origins)
-        self.bento_service.own = OwnApps([native], native.before_metrics, around)
+        self.bento_service.own = OwnApps([native, v2], native.before_metrics, around)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
