@@ -386,9 +386,7 @@ class Engine:
             if move is Move.REPLAY:
                 self._answer(job, job.replay(record))
                 return
-            begins = move is Move.BEGIN
-            home = self._homes.anew(job.request, record) if begins else self._homes.moved(job, record)
-            job.bind_to(home)
+            job.bind_to(self._homes.moved(job, record))
         self.catalog.note_use(job.model.name, job.model.version)
         if job.model is taken:
             job.start(record, self.entropy(), anew=move is Move.BEGIN)

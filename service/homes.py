@@ -100,14 +100,12 @@ class Homes:
                 return self.of(job.request, record)
             except (UnknownModelError, ArtifactError):
                 pass
-        return self.anew(job.request, record)
-
-    def anew(self, request: Request, record: Record) -> Model:
-        """The model that a session begins anew on: the newest version, or the one it names."""
-        return self._catalog.for_new(request.model or record.model)
+        return self.moved(job, record)
 
     def moved(self, job: Job, record: Record) -> Model:
         """The model that the session's next request runs on; raises as `of`."""
+        if job.ask.act is Act.START:
+            return self._catalog.for_new(job.ask.model or record.model)
         goal = self._goal(record)
         stays = job.ask.model == reference(record.model, record.version)
         if stays or not self._catalog.is_offered(goal) or goal in self._catalog.broken:

@@ -229,7 +229,7 @@ class TestDamage:
         store = reopen(tmp_path)
         store._directory.header[AT_FORMAT] = 0x101
         commit(store, Commit(A, None, record(1)))
-        with pytest.raises(SettingsError, match="an older version of Carousel, has .* stop it"):
+        with pytest.raises(SettingsError, match=r"an older version of Carousel, has .* stop it"):
             reopen(tmp_path)
         asyncio.run(store.close())
         store = reopen(tmp_path)
