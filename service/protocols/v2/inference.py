@@ -143,12 +143,12 @@ def to_requests(
         return [
             replace(
                 first,
-                key=SessionKey(caller.tenant, f"~{secrets.token_hex(16)}"),
+                key=SessionKey(caller.tenant, secrets.token_hex(16)),
                 rows=row,
                 step=None,
                 opening=Opening.START,
                 ends=True,
-                most=None,
+                is_unnamed=True,
             )
             for row in rows
         ]
@@ -349,13 +349,17 @@ async def answers_of(
             if future in done:
                 future.result()
         if waiting:
-            raise TimedOutError(
-                f"the request took longer than its timeout of {timeout_s} s; with `step` it is "
-                "safe to send again"
-            )
+            raise timed_out(timeout_s)
     finally:
         abandon(engine, jobs)
     return [future.result() for future in futures]
+
+
+def timed_out(timeout_s: float | None) -> TimedOutError:
+    return TimedOutError(
+        f"the request took longer than its timeout of {timeout_s} s; with `step` it is safe to "
+        "send again"
+    )
 
 
 def abandon(engine: Engine, jobs: Sequence[Job]) -> None:
@@ -382,6 +386,7 @@ def to_response(asked: InferRequest, answers: Sequence[Answer]) -> InferResponse
             "sequence_id": sequence_id,
             "step": first.step,
             "created": first.created,
+            "restarted": first.restarted,
         }
     return InferResponse(
         model_name=first.model,
