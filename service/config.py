@@ -61,6 +61,9 @@ class Config(BaseSettings):
     snapshot_key: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)  # the first signs
     threads: PositiveInt = 1  # per model run; one step of a small model is too short to share out
 
+    log_format: Literal["console", "json"] = "console"  # as BentoML writes; an object a line
+    access_log: bool = False  # a line for every request; /metrics counts them without
+
     api_keys_file: Path | None = None  # service/key_ring.py says what is in it
     api_keys: str | None = None  # the same lines, from the environment
     allow_anonymous: bool = False  # without keys: answer others than this machine
