@@ -6,7 +6,7 @@ Rules
   over all workers, those that died too; gauges count living workers only.
 - What happens with every request or batch is counted in plain numbers, and written to those files
   once a second and when /metrics is asked (`publish`). One observation of prometheus_client's own
-  costs 2 us there, a plain one 0.1 us. So what other workers counted may be a second old, and a
+  costs 2 us there, a plain one 0.05 us. So what other workers counted may be a second old, and a
   worker that is killed takes up to a second of its counts along.
 - Live sessions are the store's, which the workers share: the latest value counts, never the sum,
   and it is set when /metrics is asked.
@@ -18,11 +18,11 @@ docs/observing.md has the table of all metrics; a test compares it with a server
 
 import glob
 import os
-from bisect import bisect_left
 from collections import Counter as Tallies
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.multiprocess import mark_process_dead
 
@@ -51,33 +51,33 @@ class _Distribution(Histogram):
 
 
 class Tally:
-    """A histogram in plain numbers, until it is published."""
+    """What a histogram is to hold, until it is published; `add(value)` is a list's append."""
 
-    __slots__ = ("_bounds", "_counts", "_target", "_total")
+    __slots__ = ("_bounds", "_labels", "_target", "_values", "add")
 
-    def __init__(self, target: _Distribution, bounds: Sequence[float]) -> None:
+    def __init__(
+        self, target: _Distribution, bounds: Sequence[float] = SECONDS, labels: Sequence[str] = ()
+    ) -> None:
         self._target = target
-        self._bounds = bounds
-        self._clear()
-
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+        self._labels = labels
+        self._bounds = np.array(bounds)
+        self._values: list[float] = []
+        self.add = self._values.append
 
     def publish(self) -> None:
-        if any(self._counts):
-            self._target.add(self._counts, self._total)
-            self._clear()
-
-    def _clear(self) -> None:
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._total = 0.0
+        if self._values:
+            values = np.array(self._values)
+            self._values.clear()
+            places = np.searchsorted(self._bounds, values)  # of the first bound that is no less
+            counts = np.bincount(places, minlength=len(self._bounds) + 1)
+            target = self._target.labels(*self._labels) if self._labels else self._target
+            target.add(counts.tolist(), float(values.sum()))
 
 
 class OfModel:
     """What is counted of one version of a model."""
 
-    __slots__ = ("begun", "forecast", "rows", "run_s", "steps")
+    __slots__ = ("begun", "ends", "forecast", "rows", "run_s", "steps")
 
     def __init__(self, rows: Tally, run_s: Tally) -> None:
         self.rows = rows
@@ -85,6 +85,22 @@ class OfModel:
         self.steps = 0
         self.forecast = 0
         self.begun = 0
+        self.ends: list[tuple[str, str]] = []  # of requests: protocol, outcome
+
+    def ended(self, protocol: str, outcome: str) -> None:
+        self.ends.append((protocol, outcome))
+
+
+class _Latencies(dict[str, Tally]):
+    """protocol -> its latencies, in seconds."""
+
+    def __init__(self, target: _Distribution) -> None:
+        super().__init__()
+        self._target = target
+
+    def __missing__(self, protocol: str) -> Tally:
+        found = self[protocol] = Tally(self._target, labels=[protocol])
+        return found
 
 
 class Metrics:
@@ -149,13 +165,13 @@ class Metrics:
         )
         self._run_s = histogram("run_seconds", "The model's run of a batch.", MODEL)
         self.wait_s = Tally(
-            histogram("batch_wait_seconds", "From a request's arrival to its first batch."), SECONDS
+            histogram("batch_wait_seconds", "From a request's arrival to its first batch.")
         )
         self.read_s = Tally(
-            histogram("store_read_seconds", "The store's read of a batch's sessions."), SECONDS
+            histogram("store_read_seconds", "The store's read of a batch's sessions.")
         )
         self.commit_s = Tally(
-            histogram("commit_seconds", "The store's commit of a batch's sessions."), SECONDS
+            histogram("commit_seconds", "The store's commit of a batch's sessions.")
         )
         self._streams = gauge(
             "streams_open", "Requests and connections that stream, by protocol.", ["protocol"]
@@ -170,8 +186,8 @@ class Metrics:
             mode="livemostrecent",
         )
         self._models: dict[str, OfModel] = {}
-        self._latencies: dict[str, Tally] = {}
-        self._outcomes: Tallies[tuple[str, str, str, str]] = Tallies()
+        self.latency_s = _Latencies(self._request_s)  # by protocol
+        self.nowhere = self.of("", "")  # requests of which no model was found
         self._open: dict[str, int] = {}
         self._judged: dict[str, bool] = {}
 
@@ -200,20 +216,9 @@ class Metrics:
         if found is None:
             labels = (name, version)
             found = self._models[reference] = OfModel(
-                Tally(self._rows.labels(*labels), ROWS), Tally(self._run_s.labels(*labels), SECONDS)
+                Tally(self._rows, ROWS, labels), Tally(self._run_s, labels=labels)
             )
         return found
-
-    def latency_s(self, protocol: str) -> Tally:
-        found = self._latencies.get(protocol)
-        if found is None:
-            target = self._request_s.labels(protocol)
-            found = self._latencies[protocol] = Tally(target, SECONDS)
-        return found
-
-    def ended(self, protocol: str, model: str, version: str, outcome: str) -> None:
-        """A request that reached the engine."""
-        self._outcomes[protocol, model, version, outcome] += 1
 
     def stream_opened(self, protocol: str) -> None:
         self._open[protocol] = self._open.get(protocol, 0) + 1
@@ -241,15 +246,15 @@ class Metrics:
                 if count := getattr(counts, name):
                     target.labels(*labels).inc(count)
                     setattr(counts, name, 0)
+            for (protocol, outcome), count in Tallies(counts.ends).items():
+                self._requests.labels(protocol, *labels, outcome).inc(count)
+                if outcome == "replayed":
+                    self._replayed.inc(count)
+            counts.ends.clear()
             counts.rows.publish()
             counts.run_s.publish()
-        for tally in (self.wait_s, self.read_s, self.commit_s, *self._latencies.values()):
+        for tally in (self.wait_s, self.read_s, self.commit_s, *self.latency_s.values()):
             tally.publish()
-        for (protocol, model, version, outcome), count in self._outcomes.items():
-            self._requests.labels(protocol, model, version, outcome).inc(count)
-            if outcome == "replayed":
-                self._replayed.inc(count)
-        self._outcomes.clear()
         for protocol, count in self._open.items():
             self._streams.labels(protocol).set(count)
         self._queue.set(queue_depth)

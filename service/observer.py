@@ -76,6 +76,7 @@ class Observer:
         self.metrics = metrics
         self.clock = clock  # seconds, from anywhere
         self._tracing = tracing
+        self._has_access_lines = access.isEnabledFor(logging.INFO)
         self._ended: list[tuple[Work, str, CarouselError | None]] = []
         self._batch: Span | None = None
         self._model: Model | None = None  # of what is counted in `_counts`
@@ -97,7 +98,11 @@ class Observer:
     ) -> None:
         """The engine did not take it."""
         span = None if self._tracing is None else self._tracing.request(request.origin)
-        self._tell(request, None, _outcome(error), error, self.clock() - arrived_s, span)
+        protocol, outcome = request.origin.protocol, _outcome(error)
+        seconds = self.clock() - arrived_s
+        self.metrics.nowhere.ended(protocol, outcome)
+        self.metrics.latency_s[protocol].add(seconds)
+        self._write(request, None, outcome, error, seconds, span)
 
     def abandon(self, work: Work) -> None:
         """Nobody waits for it any more, and it is in no batch."""
@@ -165,11 +170,12 @@ class Observer:
         if self._batch is not None:
             self._batch.end()
             self._batch = None
-        if self._ended:
-            ended, self._ended = self._ended, []
+        ended = self._ended
+        if ended:
             now = self.clock()
             for work, outcome, error in ended:
                 self._tell_of(work, outcome, error, now)
+            ended.clear()
 
     # Sessions -----------------------------------------------------------------------------------
 
@@ -188,11 +194,18 @@ class Observer:
         return self._counts
 
     def _tell_of(self, work: Work, outcome: str, error: CarouselError | None, now: float) -> None:
-        if outcome is DONE and isinstance(work, Job):
-            self._of(work.model).steps += work.started.steps
-        self._tell(work.request, work, outcome, error, now - work.arrived_s, work.span)
+        model = work.model
+        counts = self._counts if model is self._model and self._counts else self._of(model)
+        if outcome is DONE and type(work) is Job:
+            counts.steps += work.started.steps
+        protocol = work.request.origin.protocol
+        counts.ended(protocol, outcome)
+        seconds = now - work.arrived_s
+        self.metrics.latency_s[protocol].add(seconds)
+        if work.span is not None or self._has_access_lines:
+            self._write(work.request, work, outcome, error, seconds, work.span)
 
-    def _tell(
+    def _write(
         self,
         request: Request | ForecastRequest,
         work: Work | None,  # None: it never came so far
@@ -201,13 +214,9 @@ class Observer:
         seconds: float,
         span: Span | None,
     ) -> None:
-        protocol = request.origin.protocol
-        name, version = (work.model.name, work.model.version) if work else ("", "")
-        self.metrics.ended(protocol, name, version, outcome)
-        self.metrics.latency_s(protocol).add(seconds)
         if span is not None:
             end_span(span, _attributes(work, outcome), *_blame(error))
-        if access.isEnabledFor(logging.INFO):
+        if self._has_access_lines:
             access.info("request", extra=about(**_fields(request, work, outcome, error, seconds)))
 
 
