@@ -179,11 +179,10 @@ class Observer:
 
     # Sessions -----------------------------------------------------------------------------------
 
-    def changed(self, before: Record | None, after: Record | None) -> None:
-        """A session's record was committed."""
-        if before is None and after is not None:
-            self.metrics.opened.inc()
-            self.metrics.of(after.model, after.version).begun += 1
+    def opened(self, record: Record) -> None:
+        """A session began, or was restored."""
+        self.metrics.opened.inc()
+        self.metrics.of(record.model, record.version).begun += 1
 
     # The rest -----------------------------------------------------------------------------------
 
