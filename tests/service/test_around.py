@@ -30,7 +30,7 @@ def ask(
 ) -> tuple[list[Message], Scope]:
     """What is sent, and the scope as the app saw it."""
     scope: Scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [*headers]}
-    scope |= more
+    scope.update(more)
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
