@@ -11,8 +11,8 @@
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
-limit (413, while they are read), and whatever the engine refuses. /readyz answers anybody, for
-probes, and tells more to who has a key.
+limit (413, while they are read) or in a coding that is not read (415), and whatever the engine
+refuses. /readyz answers anybody, for probes, and tells more to who has a key.
 """
 
 import asyncio
@@ -46,6 +46,7 @@ from service.protocols.asgi import (
     send_json,
     to_who_stays,
 )
+from service.protocols.content_coding import decoded
 from service.protocols.copies import (
     SESSION,
     CopyRoutes,
@@ -150,7 +151,7 @@ class NativeApp:
                 scope[CALLER] = caller = self._access.admit(scope)
                 if scope["path"].startswith(ADMIN):
                     require_admin(caller)
-            await handler(scope, receive, send)
+            await handler(scope, decoded(scope, receive, self._max_body_bytes), send)
         except ClientGone:
             raise
         except MethodNotAllowedError as error:
