@@ -31,6 +31,7 @@ ABOUT = "carousel_about"  # the attribute of a record; BentoML's filter sets `re
 FOREIGN = ("bentoml", "circus", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
 
 logger = logging.getLogger("carousel")
+access = logging.getLogger("carousel.access")
 
 
 def about(**fields: object) -> dict[str, dict[str, object]]:
@@ -38,10 +39,15 @@ def about(**fields: object) -> dict[str, dict[str, object]]:
     return {ABOUT: {name: value for name, value in fields.items() if value not in (None, "")}}
 
 
+def writes_access_lines() -> bool:
+    """Whether the operator wants a line for each request."""
+    return access.isEnabledFor(logging.INFO)
+
+
 def set_up_logging(form: Form, has_access_lines: bool) -> None:
     """Give all lines of this process their form; called again, it does nothing new."""
     if has_access_lines:
-        logging.getLogger("carousel.access").setLevel(logging.INFO)
+        access.setLevel(logging.INFO)
     if form == "json":
         _write_json()
         return

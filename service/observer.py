@@ -15,7 +15,6 @@ Rules
 - The engine runs one batch at a time, so there is one of all that belongs to a batch.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -24,7 +23,7 @@ from service.batcher import Row
 from service.errors import CarouselError
 from service.forecast import Forecast, ForecastRequest
 from service.job import Job, Request
-from service.logs import about
+from service.logs import about, access, writes_access_lines
 from service.metrics import Metrics, OfModel, Tally
 from service.model import Model
 from service.session import Record
@@ -34,8 +33,6 @@ Work = Job | Forecast
 
 DONE, REPLAYED, REFUSED, FAILED, ABANDONED = "done", "replayed", "refused", "failed", "abandoned"
 MAX_NAMED = 20  # request ids in a line of the log
-
-access = logging.getLogger("carousel.access")
 
 
 class Part:
@@ -76,7 +73,7 @@ class Observer:
         self.metrics = metrics
         self.clock = clock  # seconds, from anywhere
         self._tracing = tracing
-        self._has_access_lines = access.isEnabledFor(logging.INFO)
+        self._has_access_lines = writes_access_lines()
         self._ended: list[tuple[Work, str, CarouselError | None]] = []
         self._batch: Span | None = None
         self._model: Model | None = None  # of what is counted in `_counts`
