@@ -1,5 +1,6 @@
 """Which requests are traced, and what the OTEL_* variables may ask for."""
 
+import asyncio
 import random
 
 import pytest
@@ -109,7 +110,7 @@ def test_what_cannot_be_done_stops_the_start(environ: dict[str, str], message: s
     assert message in caught.value.message
 
 
-async def test_the_state_of_a_trace_is_kept() -> None:
+def test_the_state_of_a_trace_is_kept() -> None:
     """`tracestate` goes on with the span, as the Recommendation wants it."""
     exporter: SpanExporter = InMemorySpanExporter()
     tracing = Tracing(sampling("always_on"), [exporter])
@@ -118,4 +119,4 @@ async def test_the_state_of_a_trace_is_kept() -> None:
     assert span is not None
     assert span.get_span_context().trace_state.to_header() == "vendor=1"
     span.end()
-    await tracing.close()
+    asyncio.run(tracing.close())
