@@ -73,7 +73,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"protocols.v2", "protocols.v2.datatypes"},
     {"protocols.v2.messages"},
     {"protocols.v2.inference"},
-    {"protocols.v2.metadata", "protocols.v2.http_body"},
+    {"protocols.v2.metadata", "protocols.v2.statistics", "protocols.v2.http_body"},
     {"protocols.v2.http_app"},
     {"protocols.native", "protocols.openapi"},
     {"protocols.front"},
