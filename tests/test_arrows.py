@@ -49,8 +49,8 @@ SERVICE_ORDER: list[set[str]] = [
     {"homes", "watch"},
     {"engine"},
     {"copying"},
-    {"protocols", "protocols.asgi", "protocols.openapi_form"},
-    {"protocols.exchange", "protocols.content_coding"},
+    {"protocols", "protocols.asgi", "protocols.openapi_errors", "protocols.openapi_bodies"},
+    {"protocols.exchange", "protocols.content_coding", "protocols.openapi_form"},
     {
         "protocols.around",
         "protocols.ndjson",
