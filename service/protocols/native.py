@@ -54,6 +54,7 @@ from service.protocols.copies import (
     session_id_of,
 )
 from service.protocols.forecast import read_forecast, serve_forecast
+from service.protocols.idempotency import idempotency_key_of
 from service.protocols.ndjson import serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
@@ -81,7 +82,7 @@ class JsonRows:
         return decode_rows(self.raw, shape)
 
 
-def read_request(body: bytes, caller: Caller) -> Request:
+def read_request(body: bytes, caller: Caller, idempotency_key: str | None = None) -> Request:
     """One /predict body of `caller`'s, or one line of /stream; ClientError if it is not one."""
     envelope = decode_envelope(body)
     return Request(
@@ -92,6 +93,7 @@ def read_request(body: bytes, caller: Caller) -> Request:
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
         most=caller.max_sessions,
+        idempotency_key=idempotency_key,
     )
 
 
@@ -186,7 +188,8 @@ class NativeApp:
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        job = await self._engine.submit(read_request(body, scope[CALLER]))
+        idempotency_key = idempotency_key_of(scope["headers"])
+        job = await self._engine.submit(read_request(body, scope[CALLER], idempotency_key))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
         try:
             answer = await job.future
