@@ -53,6 +53,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"protocols.exchange", "protocols.content_coding"},
     {
         "protocols.around",
+        "protocols.many",
         "protocols.ndjson",
         "protocols.forecast",
         "protocols.access",

@@ -1,6 +1,6 @@
 """The native JSON routes, as one ASGI app.
 
-    POST   /predict         advance one session
+    POST   /predict         advance one session; or many, an array: service/protocols/many.py
     POST   /stream          NDJSON in, NDJSON out: service/protocols/ndjson.py
     POST   /forecast        what it would go on with: service/protocols/forecast.py
     GET    /sessions/{id}   where it stands
@@ -57,6 +57,7 @@ from service.protocols.copies import (
 )
 from service.protocols.forecast import read_forecast, serve_forecast
 from service.protocols.idempotency import idempotency_key_of
+from service.protocols.many import is_array, predict_many
 from service.protocols.ndjson import serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
@@ -195,6 +196,17 @@ class NativeApp:
         body = await read_body(scope, receive, self._max_body_bytes)
         headers, caller = scope["headers"], _caller_of(scope)
         origin, idempotency_key = origin_of(headers, "predict"), idempotency_key_of(headers)
+        if is_array(body):
+            reply = await predict_many(
+                self._engine,
+                body,
+                receive,
+                lambda one: read_request(one, caller, origin),
+                write_answer,
+                idempotency_key,
+            )
+            await send_json(send, reply)
+            return
         job = await self._engine.submit(read_request(body, caller, origin, idempotency_key))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
         try:
