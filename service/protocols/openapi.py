@@ -11,6 +11,7 @@ from service.errors import (
     CapacityError,
     DrainingError,
     ForbiddenError,
+    IdempotencyConflictError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
@@ -31,7 +32,7 @@ from service.errors import (
     UnsupportedEncodingError,
 )
 from service.protocols.openapi_bodies import (
-    ANSWER_SCHEMA,
+    ANSWER_MANY_SCHEMA,
     ANSWERS,
     FORECAST_LINE_SCHEMA,
     FORECAST_LINES,
@@ -41,6 +42,7 @@ from service.protocols.openapi_bodies import (
     MODELS,
     MODELS_SCHEMA,
     PREDICT,
+    PREDICT_MANY_SCHEMA,
     PREDICT_SCHEMA,
     READY,
     READY_SCHEMA,
@@ -51,7 +53,7 @@ from service.protocols.openapi_bodies import (
     closed,
 )
 from service.protocols.openapi_copies import copy_paths
-from service.protocols.openapi_form import json_media, media, operation
+from service.protocols.openapi_form import IDEMPOTENCY_KEY, json_media, media, operation
 
 CALLER = (UnauthorizedError, ForbiddenError)
 CODING = (UnsupportedEncodingError, BadEncodingError)
@@ -81,10 +83,15 @@ def native_paths() -> dict[str, dict[str, Any]]:
         "/predict": {
             "post": operation(
                 "predict",
-                "Advance one session by the rows of `x`, and begin it if there is none.",
-                json_media(ANSWER_SCHEMA, **ANSWERS),
-                (*ROWS, SessionGoneError, StoreFullError),
-                requestBody={"required": True, "content": json_media(PREDICT_SCHEMA, **PREDICT)},
+                "Advance one session by the rows of `x`, and begin it if there is none; or many "
+                "sessions, by an array of such bodies.",
+                json_media(ANSWER_MANY_SCHEMA, **ANSWERS),
+                (*ROWS, SessionGoneError, StoreFullError, IdempotencyConflictError),
+                parameters=(IDEMPOTENCY_KEY,),
+                requestBody={
+                    "required": True,
+                    "content": json_media(PREDICT_MANY_SCHEMA, **PREDICT),
+                },
             )
         },
         "/stream": {

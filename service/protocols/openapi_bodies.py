@@ -7,6 +7,8 @@ reply with the same name is that answer, but for the numbers: a test sends each 
 from typing import Any
 
 from service.choice import CHOOSE_FORM
+from service.errors import ArtifactError, SessionGoneError
+from service.protocols.openapi_errors import error_example
 
 SINE_VERSION, OTHER_VERSION = "0123456789abcdef", "89abcdef01234567"  # of sine-cell
 TEXT_VERSION = "76543210fedcba98"
@@ -104,8 +106,12 @@ ANSWER_SCHEMA = closed(
 PREDICT = {
     "numbers": {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0},
     "text": {"session_id": "file-1", "model": "char-rnn", "x": "def ", "want": ["text"]},
+    "many": [
+        {"session_id": "pump-7", "x": [[0.1]], "step": 0},
+        {"session_id": "pump-8", "x": [[0.3]], "step": 5},
+    ],
 }
-ANSWERS: dict[str, dict[str, object]] = {
+ANSWERS: dict[str, object] = {
     "numbers": {**SESSION, "created": True, "y": [[0.15], [0.24]]},
     "text": {
         "session_id": "file-1",
@@ -115,6 +121,39 @@ ANSWERS: dict[str, dict[str, object]] = {
         "created": True,
         "text": "ef x",
     },
+    "many": [
+        {**SESSION, "step": 1, "created": True, "y": [[0.15]]},
+        {**error_example(SessionGoneError), "status": 410, "session_id": "pump-8", "step": 5},
+    ],
+}
+# Not `items: PREDICT_SCHEMA`: what of an array is no body is refused for itself, in its place.
+PREDICT_MANY_SCHEMA: dict[str, Any] = {
+    "oneOf": [
+        PREDICT_SCHEMA,
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {},
+            "description": "Bodies, of any number of sessions; each is answered in its place.",
+        },
+    ]
+}
+REFUSED_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error", "status"],
+    "description": "What was refused of an array, with the status that it would have had alone.",
+    "properties": {
+        "error": {"type": "object"},
+        "status": {"type": "integer"},
+        "session_id": {"type": "string"},
+        "step": STEP,
+    },
+}
+ANSWER_MANY_SCHEMA: dict[str, Any] = {
+    "oneOf": [
+        ANSWER_SCHEMA,
+        {"type": "array", "items": {"oneOf": [ANSWER_SCHEMA, REFUSED_SCHEMA]}},
+    ]
 }
 LINE_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -249,16 +288,7 @@ MODEL = {
     "forecast": True,
     "newest": True,
 }
-BROKEN = {
-    "name": "series-lstm",
-    "version": "fedcba9876543210",
-    "error": {
-        "code": "bad_artifact",
-        "message": "manifest says sha256 0f1e2d3c4b5a... for onnx-fp32 (onnx-fp32.onnx), the file "
-        "has 5a4b3c2d1e0f...; export the model again",
-        "artifact": "artifacts/series-lstm/fedcba9876543210",
-    },
-}
+BROKEN = {"name": "series-lstm", "version": "fedcba9876543210", **error_example(ArtifactError)}
 MODELS = {
     "models": [MODEL],
     "broken": [BROKEN],

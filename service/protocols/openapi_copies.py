@@ -7,6 +7,7 @@ from service.errors import (
     BadEncodingError,
     CapacityError,
     ForbiddenError,
+    IdempotencyConflictError,
     IncompatibleError,
     InvalidJsonError,
     MethodNotAllowedError,
@@ -35,7 +36,7 @@ from service.protocols.openapi_bodies import (
     STEP,
     closed,
 )
-from service.protocols.openapi_form import json_media, operation
+from service.protocols.openapi_form import IDEMPOTENCY_KEY, json_media, operation
 
 _SNAPSHOT = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _FORK_SCHEMA = closed(
@@ -96,9 +97,9 @@ def copy_paths(session_id: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 ),
                 (
                     *(*body, SessionNotFoundError, SessionExistsError, StepConflictError),
-                    *(CapacityError, *store),
+                    *(IdempotencyConflictError, CapacityError, *store),
                 ),
-                parameters=(session_id,),
+                parameters=(session_id, IDEMPOTENCY_KEY),
                 requestBody={
                     "content": json_media(
                         _FORK_SCHEMA,

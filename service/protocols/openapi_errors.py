@@ -11,6 +11,7 @@ from service.errors import (
     CarouselError,
     DrainingError,
     ForbiddenError,
+    IdempotencyConflictError,
     IncompatibleError,
     InvalidJsonError,
     MethodNotAllowedError,
@@ -116,6 +117,13 @@ _EXAMPLES: tuple[CarouselError, ...] = (
         session_id="pump-7",
         model="sine-cell",
         version="0123456789abcdef",
+        step=2,
+    ),
+    IdempotencyConflictError(
+        "the last request of session `pump-7` had this idempotency key and was another one; the "
+        "session stands at step 2; use a new key for each request, and the same one only to send "
+        "that request again",
+        session_id="pump-7",
         step=2,
     ),
     IncompatibleError(

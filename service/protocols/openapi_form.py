@@ -47,6 +47,15 @@ REQUEST_ID: dict[str, Any] = {
     "the reply, the log and the spans. Another is replaced by one of the server's.",
     "example": "pump-7-000123",
 }
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "Another name for `step`: sent again with the same key, the last request of the "
+    "session gets its reply again, and is not run twice. A new one for each request; a UUID will "
+    "do. Not beside `step`, which says the same.",
+    "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+}
 REPLY_ID: dict[str, Any] = {
     "X-Request-ID": {
         "description": "The request's, or one made here.",

@@ -133,10 +133,11 @@ def form(value: object) -> object:
 
 
 def told(text: str, kind: str) -> list[object]:
-    """The JSON of a body: one, a line each, or an event each."""
+    """The JSON of a body: one, each of an array, a line each, or an event each."""
     if kind == "text/event-stream":
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
-    return [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line) for line in text.splitlines()]
+    return lines[0] if isinstance(lines[0], list) else lines
 
 
 def asked(operation: dict[str, Any]) -> Iterator[tuple[str, str | None, object]]:
@@ -236,6 +237,14 @@ def coded(http: httpx.Client, coding: str) -> httpx.Response:
     return http.post("/predict", content=b"{", headers={"Content-Encoding": coding})
 
 
+def other_under_its_key(http: httpx.Client) -> httpx.Response:
+    http.delete("/sessions/pump-7")
+    for x in ([[0.1], [0.2]], [[0.3]]):
+        body = {"session_id": "pump-7", "x": x}
+        reply = http.post("/predict", json=body, headers={"Idempotency-Key": "a-key"})
+    return reply
+
+
 def of_series(http: httpx.Client) -> httpx.Response:
     predict(http, session_id="room-1", x=[[20.0] * 8], model="series-lstm").raise_for_status()
     return http.post("/forecast", json={"session_id": "room-1", "horizon": 3})
@@ -265,6 +274,7 @@ PROVOKE: dict[str, Callable[[httpx.Client], httpx.Response]] = {
     "method_not_allowed": lambda h: h.get("/predict"),
     "step_conflict": lambda h: predict(h, x=[[0.3]], step=9),
     "model_conflict": lambda h: predict(h, x=[[20.0] * 8], model="series-lstm"),
+    "idempotency_conflict": other_under_its_key,
     "session_exists": lambda h: h.post("/sessions/pump-7/fork", json={"session_id": "pump-7"}),
     "bad_snapshot": lambda h: h.put("/sessions/pump-8/snapshot", content=b"not a snapshot"),
     "bad_signature": changed_snapshot,
