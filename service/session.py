@@ -252,7 +252,12 @@ def decide(ask: Ask, record: Record | None, goal: str | None = None) -> Move:
         SessionNotFoundError: there is none to copy or drop.
         SessionExistsError: use another session id, or replace the session.
     """
-    outcome = TRANSITIONS[ask.act][situation(ask, record, goal)]
+    return judge(situation(ask, record, goal), ask, record)
+
+
+def judge(found: Situation, ask: Ask, record: Record | None) -> Move:
+    """`decide`, where the situation is known."""
+    outcome = TRANSITIONS[ask.act][found]
     if isinstance(outcome, Move):
         return outcome
     raise _refusal(outcome, ask, record)

@@ -81,12 +81,11 @@ def hit(case: Case[Any], target: Target) -> None:
     assert response.status_code < 500
     assert b"Traceback" not in response.content
     if case.path == "/predict" and response.status_code == 200:
-        bodies, replies = [case.body], [response.json()]
-        if isinstance(case.body, list):
-            bodies, (replies,) = case.body, replies
-        for body, reply in zip(bodies, replies, strict=True):
+        is_array = isinstance(case.body, list)
+        replies = response.json() if is_array else [response.json()]
+        for place, reply in enumerate(replies):
             if "error" not in reply:
-                target.note(200, body, reply)
+                target.note(200, bodies_of(case)[place], reply)
     elif case.path == "/stream" and "error" not in (reply := response.json()):
         target.note(200, case.body, reply)
     else:
