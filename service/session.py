@@ -231,8 +231,10 @@ def _repeats_last(ask: Ask, record: Record) -> bool:
 
 def _is_home(ask: Ask, record: Record, goal: str | None) -> bool:
     """Whether the session's model is what the ask names, if it names one."""
+    if ask.model is None:
+        return True
     if ask.act is Act.START:  # whichever version
-        return ask.model is None or ask.model.partition(":")[0] == record.model
+        return ask.model.partition(":")[0] == record.model
     return ask.model in _names(record) or ask.model == reference(record.model, goal)
 
 
