@@ -49,8 +49,18 @@ SERVICE_ORDER: list[set[str]] = [
     {"homes", "watch"},
     {"engine"},
     {"copying"},
-    {"protocols", "protocols.asgi", "protocols.idempotency", "protocols.openapi_form"},
-    {"protocols.exchange", "protocols.content_coding"},
+    {
+        "protocols",
+        "protocols.asgi",
+        "protocols.idempotency",
+        "protocols.openapi_errors",
+    },
+    {
+        "protocols.exchange",
+        "protocols.content_coding",
+        "protocols.openapi_form",
+        "protocols.openapi_bodies",
+    },
     {
         "protocols.around",
         "protocols.many",
