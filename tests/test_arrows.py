@@ -16,8 +16,19 @@ PACKAGES = ("models", "export", "service", "benchmarks")
 SERVICE_ORDER: list[set[str]] = [
     {"errors"},
     {"redis_url"},
-    {"config", "cpu", "vocabulary", "choice", "key_ring", "metrics", "origin", "pace", "parent"},
-    {"wire", "keys", "config.__main__"},
+    {
+        "config",
+        "cpu",
+        "vocabulary",
+        "choice",
+        "key_ring",
+        "logs",
+        "metrics",
+        "origin",
+        "pace",
+        "parent",
+    },
+    {"wire", "keys", "config.__main__", "tracing"},
     {"pipeline"},
     {"manifest", "reading"},
     {"layout"},
@@ -32,7 +43,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"session"},
     {"job", "snapshot"},
     {"store", "batcher"},
-    {"store.memory", "store.record_bytes", "forecast", "sweeper"},
+    {"store.memory", "store.record_bytes", "store.counted", "forecast", "sweeper"},
     {"store.disk"},
     {"store.disk.layout"},
     {"store.disk.mapping", "store.disk.machine"},
@@ -46,7 +57,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"leases", "store.redis_link"},
     {"store.redis"},
     {"store.open"},
-    {"homes", "watch"},
+    {"homes", "watch", "observer"},
     {"engine"},
     {"copying"},
     {
@@ -115,6 +126,8 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
     "_bentoml_sdk": set[str](),
     "redis": {"service.store.redis_link"},
     "prometheus_client": {"service.metrics"},
+    "opentelemetry": {"service.tracing"},
+    "structlog": {"service.logs"},
 }
 LEAVING_TORCH = {  # how the names of what torch will drop begin -> the modules that may use them
     "torch.jit": {"export.graphs.torchscript", "service.torchscript_backend"},

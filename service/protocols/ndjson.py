@@ -78,7 +78,11 @@ async def serve_stream(
     """
     engine.refuse_if_draining()
     exchange: Exchange[int, bytes] = Exchange(
-        engine, tenant, lambda _, answer: write_answer(answer) + b"\n", _error_line
+        engine,
+        tenant,
+        lambda _, answer: write_answer(answer) + b"\n",
+        _error_line,
+        protocol="stream",
     )
     lines_done = 0
 
