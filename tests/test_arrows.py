@@ -60,10 +60,21 @@ SERVICE_ORDER: list[set[str]] = [
     {"homes", "watch", "observer"},
     {"engine"},
     {"copying"},
-    {"protocols", "protocols.asgi", "protocols.openapi_form"},
-    {"protocols.exchange", "protocols.content_coding"},
+    {
+        "protocols",
+        "protocols.asgi",
+        "protocols.idempotency",
+        "protocols.openapi_errors",
+    },
+    {
+        "protocols.exchange",
+        "protocols.content_coding",
+        "protocols.openapi_form",
+        "protocols.openapi_bodies",
+    },
     {
         "protocols.around",
+        "protocols.many",
         "protocols.ndjson",
         "protocols.forecast",
         "protocols.access",
