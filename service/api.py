@@ -50,12 +50,16 @@ from service.leases import Leases
 from service.metrics import Metrics
 from service.model import Model
 from service.parent import end_with_parent, note_parent
+from service.port import hold_port, told_host
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import TAG
+from service.protocols.v2.metadata import Limits
+from service.protocols.v2.rpc_server import RpcServer
+from service.protocols.v2.rpc_service import InferenceService
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
 from service.store.open import check_store, open_store
@@ -78,6 +82,9 @@ def _load_config_or_stop() -> Config:
 CONFIG = _load_config_or_stop()
 # BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
 LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
+EXTRA_PORTS = (
+    [CONFIG.grpc_port] if CONFIG.grpc_port else []
+)  # what a deployment opens beside HTTP's
 
 
 class CarouselService(bentoml.Service[Any]):
@@ -123,6 +130,7 @@ class Prediction(BaseModel):
     description="Trained LSTM models as streams in which every session keeps its own state.",
     workers=CONFIG.workers,
     http=LISTEN,
+    extra_ports=EXTRA_PORTS,
     service_class=CarouselService,
 )
 class Carousel:
@@ -132,6 +140,7 @@ class Carousel:
     engine: Engine
     access: Access
     watch: Watch
+    rpc_server: RpcServer | None = None  # None: no gRPC
 
     @bentoml.on_deployment
     @staticmethod
@@ -145,6 +154,7 @@ class Carousel:
             check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
             open_snapshot_keys(CONFIG)
+            hold_grpc_port(CONFIG, _asked_host(), _asked_port())
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         note_parent()
@@ -197,10 +207,17 @@ class Carousel:
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
         self.bento_service.own = OwnApps([native], native.before_metrics)
+        if config.grpc_port:
+            limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
+            rpcs = InferenceService(self.engine, self.access, limits)
+            self.rpc_server = RpcServer(self.engine, rpcs, config.max_body_bytes)
+            await self.rpc_server.start(told_host(), config.grpc_port)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Answer what was accepted, and stop."""
+        if self.rpc_server is not None:
+            await self.rpc_server.close()
         await self.watch.close()
         await self.engine.close()
 
@@ -253,12 +270,32 @@ def open_access(config: Config) -> Access:
     )
 
 
+def hold_grpc_port(config: Config, host: str, http_port: int) -> None:
+    """Keep gRPC's port for the workers; SettingsError if it cannot be had."""
+    setting = PREFIX + "GRPC_PORT"
+    if config.grpc_port == http_port:
+        raise SettingsError(
+            f"{setting}={config.grpc_port} is where HTTP listens; set it to another port, or to 0 "
+            "for no gRPC"
+        )
+    if config.grpc_port:
+        hold_port(host, config.grpc_port, setting)
+
+
 def _asked_host() -> str:
     """Where BentoML will listen; not known here where a script calls `bentoml.serve(host=...)`,
     which `Access` covers."""
+    return str(_asked("host") or BentoMLContainer.http.host.get())
+
+
+def _asked_port() -> int:
+    return int(_asked("port") or BentoMLContainer.http.port.get())
+
+
+def _asked(option: str) -> Any:
+    """Of `bentoml serve`: --host, or BENTOML_HOST, and the like; None where it was not given."""
     command = click.get_current_context(silent=True)
-    asked = command.params.get("host") if command else None  # --host, or BENTOML_HOST
-    return str(asked or BentoMLContainer.http.host.get())
+    return command.params.get(option) if command else None
 
 
 def open_snapshot_keys(config: Config) -> Keyring:

@@ -48,6 +48,9 @@ class Config(BaseSettings):
     redis_url: Annotated[str | None, Field(validate_default=True)] = None  # of `redis`
     workers: PositiveInt = 1  # one keeps a core busy; the memory store cannot be shared
 
+    # Beside HTTP's, on the same host; 0: no gRPC.
+    grpc_port: Annotated[int, Field(ge=0, le=65_535)] = 3_001  # next to BentoML's own, 3000
+
     max_batch: PositiveInt = 256  # rows; beyond it a batch of a small model gains nothing
     max_steps_per_request: PositiveInt = 16_384  # one slice after another, seconds of work at most
     max_forecast_steps: PositiveInt = 100_000  # horizon x samples; some ten seconds at most

@@ -120,6 +120,13 @@ class RouteNotFoundError(ClientError):
     status = 404
 
 
+class NotOfferedError(ClientError):
+    """A part of a protocol that this server has nothing behind."""
+
+    code = "not_offered"
+    status = 501
+
+
 class MethodNotAllowedError(ClientError):
     """The route exists, but not under this HTTP method."""
 

@@ -349,13 +349,17 @@ async def answers_of(
             if future in done:
                 future.result()
         if waiting:
-            raise TimedOutError(
-                f"the request took longer than its timeout of {timeout_s} s; with `step` it is "
-                "safe to send again"
-            )
+            raise timed_out(timeout_s)
     finally:
         abandon(engine, jobs)
     return [future.result() for future in futures]
+
+
+def timed_out(timeout_s: float | None) -> TimedOutError:
+    return TimedOutError(
+        f"the request took longer than its timeout of {timeout_s} s; with `step` it is safe to "
+        "send again"
+    )
 
 
 def abandon(engine: Engine, jobs: Sequence[Job]) -> None:
