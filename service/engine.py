@@ -3,6 +3,8 @@
 Rules
 - State and last reply are committed together, before the reply is given out.
 - A lost commit reloads and runs again; the client does not notice.
+- A request that ends its session forgets it in its commit; one that also began it, where there was
+  none, has nothing to commit.
 - A result that is not finite fails that row alone; its session stays as it was.
 - An exception in a run fails the jobs of that batch, and never the loop.
 - Once draining, accepted requests are answered and new ones refused.
@@ -57,7 +59,6 @@ from service.session import (
     Record,
     SessionKey,
     Situation,
-    advance,
     decide,
     no_session,
     reference,
@@ -364,8 +365,10 @@ class Engine:
         jobs = [row.job for row in batch if isinstance(row.job, Job)]
         fresh = [job for job in jobs if job.progress is None]
         if fresh:
-            records = await self._store.get([job.key for job in fresh])
-            for job, record in zip(fresh, records, strict=True):
+            keys = [job.key for job in fresh if not job.request.is_unnamed]
+            records = iter(await self._store.get(keys) if keys else [])
+            for job in fresh:
+                record = None if job.request.is_unnamed else next(records)
                 try:
                     self._begin(job, record)
                 except ModelLoadingError as error:
@@ -378,19 +381,16 @@ class Engine:
         taken = job.model
         goal = self.promotions.goal(record) if record is not None else None
         if situation(job.ask, record, goal) is not Situation.ELSEWHERE:
-            model = self._homes.of(job.request, record)
-            if model is not job.model:  # it was guessed before the session could be known
-                job.bind(model)
-        if decide(job.ask, record, goal) is Move.REPLAY and record is not None:
-            if job.model.version != record.version:
-                raise _old_reply(record)
-            self._answer(job, job.replay(record))
-            return
-        if record is not None and (moved := self._homes.moved(job, record)) is not job.model:
-            job.bind(moved)
+            job.bind_to(self._homes.of_job(job, record))  # it was guessed before this was known
+        move = _decide(job, record, goal)
+        if record is not None:
+            if move is Move.REPLAY:
+                self._answer(job, job.replay(record))
+                return
+            job.bind_to(self._homes.moved(job, record))
         self.catalog.note_use(job.model.name, job.model.version)
         if job.model is taken:
-            job.start(record, self.entropy())
+            job.start(record, self.entropy(), anew=move is Move.BEGIN)
         else:  # it waits for a batch of its model
             self._batcher.release(job, finished=False)
 
@@ -458,15 +458,21 @@ class Engine:
     async def _commit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        records = [_record_of(job) for job in jobs]
-        commits = [
-            Commit(job.key, job.started.before, record, job.request.most)
-            for job, record in zip(jobs, records, strict=True)
-        ]
-        outcomes = await self._store.commit(commits)
-        for job, record, outcome in zip(jobs, records, outcomes, strict=True):
+        records: list[tuple[Job, Record]] = []  # of those that have something to commit
+        commits: list[Commit] = []
+        for job in jobs:
+            before, record = job.started.before, job.whole_record()
+            if before is None and job.request.ends:
+                self._answer(job, job.whole_answer(record))
+                continue
+            after = None if job.request.ends else record
+            records.append((job, record))
+            commits.append(Commit(job.key, before, after, job.request.most))
+        outcomes = await self._store.commit(commits) if commits else []
+        for (job, record), outcome in zip(records, outcomes, strict=True):
             if outcome is Outcome.DONE:
-                self._count_opened(job.started.before, record)
+                if record.last.created and not job.request.ends:
+                    self.metrics.opened.inc()
                 self._answer(job, job.whole_answer(record))
             elif outcome is not Outcome.LOST:
                 self._refuse(job, await self._full(outcome, job.key.tenant))
@@ -547,17 +553,19 @@ def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] 
     return found
 
 
-def _record_of(job: Job) -> Record:
-    """What a job whose every step was run makes of its session."""
-    progress = job.started
-    return advance(
-        progress.base,
-        job.ask,
-        progress.steps,
-        progress.y(),
-        progress.state,
-        created=progress.before is None,
-    )
+def _decide(job: Job, record: Record | None, goal: str | None) -> Move:
+    """`decide`, of a job whose model may not be the one that gave the last reply.
+
+    That model is not served then, and whether the request is the last one again cannot be told
+    for sure, as its rows were compared in another model's units.
+    """
+    if record is not None and job.model.version != record.version:
+        found = situation(job.ask, record, goal)
+        if found is Situation.AGAIN and job.ask.act is Act.START:
+            return Move.BEGIN
+        if found in (Situation.AGAIN, Situation.REUSED):
+            raise _old_reply(record)
+    return decide(job.ask, record, goal)
 
 
 def _old_reply(record: Record) -> UnknownModelError:
