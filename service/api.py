@@ -53,10 +53,12 @@ from service.parent import end_with_parent, note_parent
 from service.port import hold_port, told_host
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
+from service.protocols.around import Around
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import TAG
+from service.protocols.v2.http_app import V2App
 from service.protocols.v2.metadata import Limits
 from service.protocols.v2.rpc_server import RpcServer
 from service.protocols.v2.rpc_service import InferenceService
@@ -206,9 +208,11 @@ class Carousel:
         native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
-        self.bento_service.own = OwnApps([native], native.before_metrics)
+        limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
+        v2 = V2App(self.engine, limits, config.max_body_bytes, self.access)
+        around = Around(config.cors_origins)
+        self.bento_service.own = OwnApps([native, v2], native.before_metrics, around)
         if config.grpc_port:
-            limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
             rpcs = InferenceService(self.engine, self.access, limits)
             self.rpc_server = RpcServer(self.engine, rpcs, config.max_body_bytes)
             await self.rpc_server.start(told_host(), config.grpc_port)
@@ -263,10 +267,13 @@ def open_access(config: Config) -> Access:
     """Who may call, as the settings say; SettingsError if the keys cannot be read."""
     if not config.has_keys:
         return Access(
-            loopback_only=config.is_loopback_only, max_sessions=config.max_sessions_per_tenant
+            loopback_only=config.is_loopback_only,
+            max_sessions=config.max_sessions_per_tenant,
+            cors_origins=config.cors_origins,
         )
     return Access(
-        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant)
+        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant),
+        cors_origins=config.cors_origins,
     )
 
 

@@ -110,7 +110,6 @@ class Engine:
         self.entropy = entropy  # what a session's birth is drawn from
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
-        self.max_batch = max_batch
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
         self.metrics = metrics or unread_metrics()
