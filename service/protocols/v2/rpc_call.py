@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from service.errors import RequestError
+from service.errors import CarouselError, RequestError
 from service.key_ring import Caller
-from service.origin import Origin, origin_of
+from service.origin import REQUEST_ID, origin_of
 from service.protocols.access import Access
 from service.protocols.asgi import Headers, Scope
+from service.protocols.v2.rpc_status import Metadata, status_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -47,7 +48,9 @@ class Call:
     def __init__(self, context: Context, access: Access) -> None:
         self.context = context
         self.headers = _headers_of(context)
+        self.origin = origin_of(self.headers, PROTOCOL)
         self._access = access
+        context.set_trailing_metadata(self._trailer)
         # A peer's address says by which address it came: only this machine reaches loopback's.
         self._scope: Scope = {"headers": self.headers, "server": _host_of(context.peer())}
 
@@ -63,8 +66,15 @@ class Call:
         """
         return self._access.admit(self._scope)
 
-    def origin(self) -> Origin:
-        return origin_of(self.headers, PROTOCOL)
+    async def refuse(self, error: CarouselError) -> NoReturn:
+        """End the RPC with an error's status."""
+        code, details, hints = status_of(error)
+        await self.context.abort(code, details, (*hints, *self._trailer))
+
+    @property
+    def _trailer(self) -> Metadata:
+        """What every reply has, as over HTTP."""
+        return ((REQUEST_ID.decode(), self.origin.request_id),)
 
 
 def _headers_of(context: Context) -> Headers:

@@ -30,7 +30,6 @@ from service.protocols.v2.inference import (
 from service.protocols.v2.proto import inference_pb2 as pb
 from service.protocols.v2.rpc_call import Call, Context, Unreadable, reader_of
 from service.protocols.v2.rpc_codec import read_request, wants_raw, write_response
-from service.protocols.v2.rpc_status import status_of
 from service.protocols.v2.rpc_stream import Messages, serve_stream
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -90,7 +89,8 @@ class InferenceService:
 
     async def _stream(self, messages: Messages, context: Context) -> None:
         call = Call(context, self._access)
-        await self._or_abort("ModelStreamInfer", call, serve_stream(self._engine, call, messages))
+        serving = serve_stream(self._engine, call, messages, self._limits.max_batch)
+        await self._or_abort("ModelStreamInfer", call, serving)
 
     async def _or_abort(self, name: str, call: Call, answer: Awaitable[T]) -> T:
         """What `answer` gives; else the RPC ends with its error's status."""
@@ -102,7 +102,7 @@ class InferenceService:
             logger.exception("%s failed", name)
             error = InternalError("the server failed; its log says why")
         self._engine.metrics.refused(error)
-        await call.context.abort(*status_of(error))
+        await call.refuse(error)
 
     # Health -------------------------------------------------------------------------------------
 
@@ -147,7 +147,11 @@ class InferenceService:
         engine = self._engine
         asked = read_request(message)
         requests = to_requests(
-            asked, call.caller(), call.origin(), engine.max_batch, call.header(b"idempotency-key")
+            asked,
+            call.caller(),
+            call.origin,
+            self._limits.max_batch,
+            call.header(b"idempotency-key"),
         )
         answers = await answers_of(engine, await submit(engine, requests), timeout_s(asked))
         return write_response(to_response(asked, answers), wants_raw(message))

@@ -46,9 +46,11 @@ class Tag:
     asked: InferRequest | None = None  # what was read in it; None: it could not be
 
 
-async def serve_stream(engine: Engine, call: Call, messages: Messages) -> None:
+async def serve_stream(engine: Engine, call: Call, messages: Messages, max_batch: int) -> None:
     """Answer one stream to its end.
 
+    Args:
+        max_batch: rows of one request, at most.
     Raises:
         DrainingError: the server shuts down; what was accepted was answered.
         UnauthorizedError, ForbiddenError: nothing was read.
@@ -68,9 +70,7 @@ async def serve_stream(engine: Engine, call: Call, messages: Messages) -> None:
         async def start() -> list[Job]:
             caller = call.caller()
             tag.asked = read_request(tag.message)
-            jobs = await submit(
-                engine, to_requests(tag.asked, caller, call.origin(), engine.max_batch)
-            )
+            jobs = await submit(engine, to_requests(tag.asked, caller, call.origin, max_batch))
             if (limit_s := timeout_s(tag.asked)) is not None:
                 _end_in(limit_s, engine, jobs)
             return jobs
