@@ -42,9 +42,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The Python of the gRPC messages; tests/service/test_protos.py says when it is out of date.
+# The Python of the gRPC messages; a test says when it is out of date.
 protos: $(INSTALLED)
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. service/protocols/v2/proto/*.proto
+	$(BIN)/python -m tests.service.write_protos .
 
 bench: demos
 	$(BIN)/python -m benchmarks.latency

@@ -13,13 +13,15 @@ import asyncio
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.engine import Engine
 from service.errors import SettingsError
 from service.port import address_of
+from service.protocols.v2.proto.pool import POOL
 from service.protocols.v2.rpc_service import SERVICE, InferenceService
 
 GRACE_S = 10  # for what was accepted; whoever stops a container gives it 30 s or more
@@ -77,7 +79,7 @@ class RpcServer:
         self._server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable_server_reflection(names, self._server, _described())
 
     async def start(self, host: str, port: int) -> None:
         """SettingsError if the port cannot be had."""
@@ -98,6 +100,13 @@ class RpcServer:
         self._engine.drain()
         if self._ending is not None:
             await self._ending
+
+
+def _described() -> DescriptorPool:
+    """A pool with all that is served: theirs beside ours."""
+    for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        POOL.AddSerializedFile(file.serialized_pb)  # the same again changes nothing
+    return POOL
 
 
 def _options(max_message_bytes: int) -> list[tuple[str, int]]:
