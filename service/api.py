@@ -47,6 +47,7 @@ from service.engine import Engine
 from service.errors import CarouselError, SettingsError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing
 from service.leases import Leases
+from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.model import Model
 from service.parent import end_with_parent, note_parent
@@ -64,8 +65,10 @@ from service.protocols.v2.rpc_server import RpcServer
 from service.protocols.v2.rpc_service import InferenceService
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
+from service.store.counted import CountedStore
 from service.store.open import check_store, open_store
 from service.sweeper import period_of
+from service.tracing import Tracing, check_tracing, open_tracing
 from service.watch import Watch
 from service.wire import encode
 
@@ -82,11 +85,10 @@ def _load_config_or_stop() -> Config:
 
 
 CONFIG = _load_config_or_stop()
+set_up_logging(CONFIG.log_format, CONFIG.access_log)
 # BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
 LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
-EXTRA_PORTS = (
-    [CONFIG.grpc_port] if CONFIG.grpc_port else []
-)  # what a deployment opens beside HTTP's
+EXTRA_PORTS = [CONFIG.grpc_port] if CONFIG.grpc_port else []  # that a deployment opens too
 
 
 class CarouselService(bentoml.Service[Any]):
@@ -143,6 +145,7 @@ class Carousel:
     access: Access
     watch: Watch
     rpc_server: RpcServer | None = None  # None: no gRPC
+    tracing: Tracing | None
 
     @bentoml.on_deployment
     @staticmethod
@@ -157,6 +160,7 @@ class Carousel:
             check_store(CONFIG)
             open_snapshot_keys(CONFIG)
             hold_grpc_port(CONFIG, _asked_host(), _asked_port())
+            check_tracing(os.environ)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         note_parent()
@@ -181,7 +185,9 @@ class Carousel:
         )
         shelf = Shelf(find_models(config, self.bento_service.bento), load)
         catalog = shelf.open(config.default_model)
-        store = open_store(config)
+        self.tracing = open_tracing(os.environ)
+        metrics = Metrics()
+        store = CountedStore(open_store(config), metrics.store_failed)
         renew_s = config.idle_timeout_s / 4
         promotions = Promotions(store, renew_s)
         self.engine = Engine(
@@ -192,10 +198,11 @@ class Carousel:
             max_steps=config.max_steps_per_request,
             max_forecast_steps=config.max_forecast_steps,
             max_queue_per_tenant=config.tenant_queue,
-            metrics=Metrics(),
+            metrics=metrics,
             sweep_period_s=period_of(config.idle_timeout_s),
             fetch=partial(shelf.fetch, catalog),
             promotions=promotions,
+            tracing=self.tracing,
         )
         with suppress(StoreUnavailableError):  # its log says why, and it connects when it can
             await self.engine.reach_store()
@@ -224,6 +231,8 @@ class Carousel:
             await self.rpc_server.close()
         await self.watch.close()
         await self.engine.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     @bentoml.api(route="/predict")
     async def predict(

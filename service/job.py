@@ -23,6 +23,7 @@ from service.session import (
     digest_of,
     digest_of_key,
 )
+from service.tracing import Span
 from service.wire import RowShape
 
 Array = np.ndarray
@@ -92,6 +93,10 @@ class Job:
     Nothing of it is seen by others until it is whole: the running state and the y so far live
     here, and go to the store in one commit.
     """
+
+    arrived_s = 0.0  # these three are the observer's: on its clock, when it came
+    was_taken = False  # into a batch, ever
+    span: Span | None = None  # None: it is not traced
 
     def __init__(
         self, request: Request, model: Model, max_steps: int, future: "asyncio.Future[Answer]"

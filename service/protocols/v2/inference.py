@@ -143,12 +143,12 @@ def to_requests(
         return [
             replace(
                 first,
-                key=SessionKey(caller.tenant, f"~{secrets.token_hex(16)}"),
+                key=SessionKey(caller.tenant, secrets.token_hex(16)),
                 rows=row,
                 step=None,
                 opening=Opening.START,
                 ends=True,
-                most=None,
+                is_unnamed=True,
             )
             for row in rows
         ]
@@ -386,6 +386,7 @@ def to_response(asked: InferRequest, answers: Sequence[Answer]) -> InferResponse
             "sequence_id": sequence_id,
             "step": first.step,
             "created": first.created,
+            "restarted": first.restarted,
         }
     return InferResponse(
         model_name=first.model,

@@ -28,7 +28,7 @@ from service.protocols.v2.inference import (
 )
 from service.protocols.v2.messages import InferRequest
 from service.protocols.v2.proto import inference_pb2 as pb
-from service.protocols.v2.rpc_call import Call, Unreadable
+from service.protocols.v2.rpc_call import PROTOCOL, Call, Unreadable
 from service.protocols.v2.rpc_codec import read_request, wants_raw, write_parameter, write_response
 from service.protocols.v2.rpc_status import hints_of
 
@@ -57,7 +57,9 @@ async def serve_stream(engine: Engine, call: Call, messages: Messages, max_batch
     """
     tenant = call.caller().tenant
     engine.refuse_if_draining()
-    exchange: Exchange[Tag, Reply] = Exchange(engine, tenant, _write, _write_error)
+    exchange: Exchange[Tag, Reply] = Exchange(
+        engine, tenant, _write, _write_error, protocol=PROTOCOL
+    )
 
     async def read() -> None:
         async for message in messages:
