@@ -81,15 +81,20 @@ class RpcServer:
         names = (SERVICE.full_name, HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, _described())
 
-    async def start(self, host: str, port: int) -> None:
-        """SettingsError if the port cannot be had."""
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port, which is another where 0 was asked for.
+
+        Raises:
+            SettingsError: the port cannot be had.
+        """
         address = address_of(host, port)
         try:
-            self._server.add_insecure_port(address)
+            bound = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise SettingsError(f"gRPC cannot listen on {address}: {error}") from error
         await self._server.start()
         self._engine.on_drain(self._drain)
+        return bound
 
     def _drain(self) -> None:
         self._health.end()

@@ -4,7 +4,7 @@ from urllib.parse import quote
 
 from grpc import StatusCode
 
-from service.errors import CarouselError, SessionGoneError, StepConflictError
+from service.errors import CarouselError, StepConflictError
 from service.protocols.asgi import retry_after
 
 # By the status that the error has over HTTP.
@@ -13,8 +13,11 @@ CODES = {
     401: StatusCode.UNAUTHENTICATED,
     403: StatusCode.PERMISSION_DENIED,
     404: StatusCode.NOT_FOUND,
+    405: StatusCode.UNIMPLEMENTED,
     409: StatusCode.FAILED_PRECONDITION,  # what the session or model is must change first
+    410: StatusCode.NOT_FOUND,
     413: StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, which clients send again
+    415: StatusCode.INVALID_ARGUMENT,
     422: StatusCode.INVALID_ARGUMENT,
     429: StatusCode.RESOURCE_EXHAUSTED,
     500: StatusCode.INTERNAL,
@@ -25,7 +28,6 @@ CODES = {
 # Of these the code that says more than their status does.
 CODES_OF: dict[type[CarouselError], StatusCode] = {
     StepConflictError: StatusCode.ABORTED,  # start again, from the step that it says
-    SessionGoneError: StatusCode.NOT_FOUND,
 }
 ERROR_CODE = "carousel-error"  # in the trailing metadata: our own code, as HTTP's bodies have it
 # In the trailing metadata, escaped; clients take 8 KiB of metadata in all.
