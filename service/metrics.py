@@ -185,6 +185,8 @@ class Metrics:
             MODEL,
             mode="livemostrecent",
         )
+        for kind in ("unavailable", "full"):  # there from the start, or a rate misses the first
+            self._store_errors.labels(kind)
         self._models: dict[str, OfModel] = {}
         self.latency_s = _Latencies(self._request_s)  # by protocol
         self.nowhere = self.of("", "")  # requests of which no model was found

@@ -38,6 +38,7 @@ Array = np.ndarray
 
 INPUT = "x"
 MAX_SEQUENCE_ID = 2**64 - 1
+MAX_KEY_CHARS = 255  # of an idempotency key, as of the header
 IGNORED_PREFIX = "triton_"  # of parameters
 # Of what the pipeline reads in y. `text` is one element a row, the others one or more a step.
 _OF_FIELD = {
@@ -158,7 +159,7 @@ def to_requests(
             "other sequences, send them in requests of their own"
         )
     starts = _flag(parameters, "sequence_start")
-    key = _text(parameters, "idempotency_key") or idempotency_key
+    key = _key_of(parameters) or idempotency_key
     return [
         replace(
             first,
@@ -235,10 +236,16 @@ def _count(parameters: Mapping[str, object], name: str, most: int) -> int | None
     return value
 
 
-def _text(parameters: Mapping[str, object], name: str) -> str | None:
-    value = parameters.get(name)
-    if value is not None and not isinstance(value, str):
-        raise RequestError(f"`{name}` is {_show(value)}, expected a string")
+def _key_of(parameters: Mapping[str, object]) -> str | None:
+    value = parameters.get("idempotency_key")
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise RequestError(f"`idempotency_key` is {_show(value)}, expected a string")
+    if not 0 < len(value) <= MAX_KEY_CHARS:
+        raise RequestError(
+            f"`idempotency_key` has {len(value)} characters, expected 1 to {MAX_KEY_CHARS}"
+        )
     return value
 
 
