@@ -82,7 +82,7 @@ async def refused(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
 
 
 def hints(error: grpc.aio.AioRpcError) -> dict[str, Any]:
-    return {one.key: one.value for one in error.trailing_metadata() or ()}
+    return dict(error.trailing_metadata() or ())  # type: ignore[arg-type]  # pairs, whatever they say
 
 
 # Errors -----------------------------------------------------------------------------------------
