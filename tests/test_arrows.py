@@ -136,6 +136,7 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
         "service.protocols.v2.rpc_server",
         "service.protocols.v2.rpc_service",
         "service.protocols.v2.rpc_status",
+        "service.protocols.v2.rpc_stream",
     },
     "grpc_health": {"service.protocols.v2.rpc_server"},
     "grpc_reflection": {"service.protocols.v2.rpc_server"},

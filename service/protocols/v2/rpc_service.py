@@ -19,6 +19,7 @@ from service.engine import Engine
 from service.errors import CarouselError, InternalError, NotOfferedError
 from service.model import Model
 from service.protocols.access import Access
+from service.protocols.asgi import ClientGone
 from service.protocols.v2 import metadata
 from service.protocols.v2.inference import (
     answers_of,
@@ -90,7 +91,10 @@ class InferenceService:
     async def _stream(self, messages: Messages, context: Context) -> None:
         call = Call(context, self._access)
         serving = serve_stream(self._engine, call, messages, self._limits.max_batch)
-        await self._or_abort("ModelStreamInfer", call, serving)
+        try:
+            await self._or_abort("ModelStreamInfer", call, serving)
+        except ClientGone:
+            logger.info("ModelStreamInfer: the client went away")
 
     async def _or_abort(self, name: str, call: Call, answer: Awaitable[T]) -> T:
         """What `answer` gives; else the RPC ends with its error's status."""
@@ -98,6 +102,8 @@ class InferenceService:
             return await answer
         except CarouselError as why:
             error: CarouselError = why
+        except ClientGone:
+            raise
         except Exception:
             logger.exception("%s failed", name)
             error = InternalError("the server failed; its log says why")

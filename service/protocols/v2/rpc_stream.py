@@ -15,9 +15,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+import grpc
+
 from service.engine import Engine
 from service.errors import CarouselError, DrainingError, InternalError
 from service.job import Answer, Job, Request
+from service.protocols.asgi import ClientGone
 from service.protocols.exchange import Exchange
 from service.protocols.v2.inference import (
     submit,
@@ -54,6 +57,7 @@ async def serve_stream(engine: Engine, call: Call, messages: Messages, max_batch
     Raises:
         DrainingError: the server shuts down; what was accepted was answered.
         UnauthorizedError, ForbiddenError: nothing was read.
+        ClientGone: the client left before it had all replies.
     """
     tenant = call.caller().tenant
     engine.refuse_if_draining()
@@ -80,8 +84,11 @@ async def serve_stream(engine: Engine, call: Call, messages: Messages, max_batch
         await exchange.submit_together(tag, start, lambda answers: _write(tag, *answers))
 
     async def send(replies: list[Reply]) -> None:
-        for reply in replies:
-            await call.context.write(reply)
+        try:
+            for reply in replies:
+                await call.context.write(reply)
+        except grpc.aio.BaseError:
+            raise ClientGone from None
 
     if not await exchange.run(read(), send):
         raise DrainingError(
