@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 import subprocess
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,6 +300,44 @@ def test_the_asyncio_client_works(v2_server: Server, models: dict[str, Model]) -
                 )
 
     asyncio.run(scenario())
+
+
+def test_statistics_count_what_was_done(v2: Any, http: httpx.Client) -> None:
+    """As perf_analyzer reads them: twice, and what lies between is its measurement."""
+
+    def stand() -> dict[str, Any]:
+        (found,) = v2.get_inference_statistics("series-lstm")["model_stats"]
+        return dict(found)
+
+    def done(part: str) -> tuple[int, int]:
+        start, end = (one["inference_stats"][part] for one in (before, after))
+        return end["count"] - start["count"], end["ns"] - start["ns"]
+
+    x = np.stack([x_of(4, seed, "series-lstm") for seed in range(6)])
+    before = stand()
+    began = time.time()
+    v2.infer("series-lstm", [tensor(x)])  # six rows, one execution
+    row = {"session_id": "counted", "x": x[0].tolist(), "model": "series-lstm", "step": 0}
+    for _ in range(2):  # the second is a retry
+        http.post("/predict", json=row).raise_for_status()
+    with pytest.raises(InferenceServerException):
+        v2.infer("series-lstm", [tensor(x[:1])], sequence_id=999)
+    after = stand()
+    assert after["inference_count"] - before["inference_count"] == 7
+    assert after["execution_count"] - before["execution_count"] == 2
+    assert done("success")[0] == 8
+    assert done("fail")[0] == done("cache_hit")[0] == 1
+    assert done("queue")[0] == 9
+    assert done("compute_infer")[0] == 7
+    assert done("compute_output")[0] == 1  # rows without a sequence have nothing to commit
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    assert 0 < sum(done(part)[1] for part in parts) <= done("success")[1] + done("fail")[1]
+    assert began - 1 <= after["last_inference"] / 1e3 <= time.time() + 0.001
+    everything = v2.get_inference_statistics()["model_stats"]
+    assert after in everything and len(everything) > 4
+    assert v2.get_inference_statistics("series-lstm", after["version"])["model_stats"] == [after]
+    with pytest.raises(InferenceServerException, match="model `nobody` is not served"):
+        v2.get_inference_statistics("nobody")
 
 
 # Tensors ----------------------------------------------------------------------------------------

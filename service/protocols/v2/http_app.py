@@ -71,6 +71,7 @@ from service.protocols.v2.metadata import (
     repository_index,
     server_metadata,
 )
+from service.protocols.v2.statistics import model_statistics
 from service.wire import encode
 
 ROOT = "/v2"
@@ -119,11 +120,13 @@ class V2App:
             ("health", "live"): {"GET": self._live},
             ("health", "ready"): {"GET": self._ready},
             ("repository", "index"): {"POST": self._index},
+            ("models", "stats"): {"GET": self._stats},
         }
         self._of_model: dict[Path, dict[str, Handler]] = {
             (): {"GET": self._model},
             ("ready",): {"GET": self._model_ready},
             ("config",): {"GET": self._config},
+            ("stats",): {"GET": self._stats},
             ("infer",): {"POST": self._infer},
         }
 
@@ -212,6 +215,9 @@ class V2App:
 
     async def _config(self, call: Call) -> None:
         await _reply(call, model_config(await self._load(call), self._limits))
+
+    async def _stats(self, call: Call) -> None:
+        await _reply(call, await model_statistics(self._engine, call.model, call.version))
 
     async def _infer(self, call: Call) -> None:
         headers = call.scope["headers"]
