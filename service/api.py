@@ -174,7 +174,8 @@ class Carousel:
             check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
             open_snapshot_keys(CONFIG)
-            hold_grpc_port(CONFIG, _asked_host(), _asked_port())
+            if CONFIG.grpc_port:
+                hold_port(_asked_host(), CONFIG.grpc_port, _asked_port(), PREFIX + "GRPC_PORT")
             check_tracing(os.environ)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
@@ -299,18 +300,6 @@ def open_access(config: Config) -> Access:
         KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant),
         cors_origins=config.cors_origins,
     )
-
-
-def hold_grpc_port(config: Config, host: str, http_port: int) -> None:
-    """Keep gRPC's port for the workers; SettingsError if it cannot be had."""
-    setting = PREFIX + "GRPC_PORT"
-    if config.grpc_port == http_port:
-        raise SettingsError(
-            f"{setting}={config.grpc_port} is where HTTP listens; set it to another port, or to 0 "
-            "for no gRPC"
-        )
-    if config.grpc_port:
-        hold_port(host, config.grpc_port, setting)
 
 
 def _asked_host() -> str:

@@ -17,12 +17,19 @@ _HOST = "_CAROUSEL_GRPC_HOST"  # not of CAROUSEL_*: no setting
 _held: list[socket.socket] = []  # by this process, until it ends
 
 
-def hold_port(host: str, port: int, setting: str) -> None:
+def hold_port(host: str, port: int, http_port: int, setting: str) -> None:
     """In the process that starts the workers: keep `port` for them, and tell them the host.
 
+    Args:
+        http_port: where the host will listen.
+        setting: the name of what chooses `port`.
     Raises:
-        SettingsError: somebody has the port, or it may not be had; `setting` chooses another.
+        SettingsError: somebody has the port, or it may not be had.
     """
+    if port == http_port:
+        raise SettingsError(
+            f"{setting}={port} is where HTTP listens; set it to another port, or to 0 for no gRPC"
+        )
     while _held:  # of a service that this process ran before
         _held.pop().close()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

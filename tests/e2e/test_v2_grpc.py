@@ -264,6 +264,22 @@ def test_tritons_asyncio_client(rpc: Server, models: dict[str, Model]) -> None:
     asyncio.run(scenario())
 
 
+def test_statistics_count_inferences_of_both_workers(client: Any) -> None:
+    """Whatever the protocol; here of one model, of its only version."""
+    (before,) = client.get_inference_statistics("fragile").model_stats
+    assert before.inference_count == 0
+    for _ in range(5):
+        client.infer("fragile", tensor(x_of(1, 1)))
+    deadline = time.monotonic() + 10
+    while (found := client.get_inference_statistics("fragile").model_stats[0]) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert (found.inference_count, found.inference_stats.success.count) == (5, 5)
+    assert 0 < found.execution_count <= 5 and found.inference_stats.compute_infer.ns > 0
+    names = {one.name for one in client.get_inference_statistics().model_stats}
+    assert names == {"fragile", "series-lstm", "sine-cell"}
+
+
 # Streams ----------------------------------------------------------------------------------------
 
 

@@ -9,16 +9,12 @@ from contextlib import closing
 import pytest
 
 from service import port as ports
-from service.api import hold_grpc_port
-from service.config import Config
 from service.errors import SettingsError
 from service.port import address_of, hold_port, told_host
 from tests.e2e.conftest import ROOT, free_port
 
 SETTING = "CAROUSEL_GRPC_PORT"
-TRY = (
-    f"import sys; from service.port import *; hold_port('127.0.0.1', int(sys.argv[1]), '{SETTING}')"
-)
+TRY = "import sys; from service.port import *; hold_port('127.0.0.1', int(sys.argv[1]), 0, 'IT')"
 
 
 @pytest.fixture(autouse=True)
@@ -43,21 +39,21 @@ def shared_listener(port: int) -> socket.socket:
 def test_workers_share_a_port_that_is_held() -> None:
     """And get its connections; the holder gets none."""
     port = free_port()
-    hold_port("127.0.0.1", port, SETTING)
+    hold_port("127.0.0.1", port, 0, SETTING)
     assert told_host() == "127.0.0.1"
     with closing(shared_listener(port)), closing(shared_listener(port)):
         for _ in range(50):
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    hold_port("127.0.0.1", port, SETTING)  # connections that are still closing hold nobody up
+    hold_port("127.0.0.1", port, 0, SETTING)  # connections that are still closing hold nobody up
 
 
 def test_a_port_that_is_held_is_nobody_elses() -> None:
     """From the start of the process that holds it, before a worker listens."""
     port = free_port()
-    hold_port("127.0.0.1", port, SETTING)
+    hold_port("127.0.0.1", port, 0, SETTING)
     command = [sys.executable, "-c", TRY, str(port)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert f"SettingsError: {SETTING}={port}: 127.0.0.1 port {port} cannot be had" in done.stderr
+    assert f"SettingsError: IT={port}: 127.0.0.1 port {port} cannot be had" in done.stderr
 
 
 @pytest.mark.parametrize("shares", [False, True], ids=["alone", "sharing"])
@@ -69,15 +65,14 @@ def test_a_port_that_somebody_has_is_refused(shares: bool) -> None:
         port = free_port() if shares else plain.getsockname()[1]
         with closing(shared_listener(port) if shares else plain):
             with pytest.raises(SettingsError, match="Set CAROUSEL_GRPC_PORT to another port, or"):
-                hold_port("127.0.0.1", port, SETTING)
+                hold_port("127.0.0.1", port, 0, SETTING)
             assert ports._held == []
 
 
 def test_the_port_of_http_is_not_taken() -> None:
-    """HTTP would fail to open it, after the models were found; 0 is no port at all."""
+    """HTTP would fail to open it, after the models were found."""
     with pytest.raises(SettingsError, match="CAROUSEL_GRPC_PORT=3000 is where HTTP listens"):
-        hold_grpc_port(Config(grpc_port=3000), "127.0.0.1", 3000)
-    hold_grpc_port(Config(grpc_port=0), "127.0.0.1", 3000)
+        hold_port("127.0.0.1", 3000, 3000, SETTING)
     assert ports._held == []
 
 

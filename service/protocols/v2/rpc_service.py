@@ -32,6 +32,7 @@ from service.protocols.v2.proto import inference_pb2 as pb
 from service.protocols.v2.rpc_call import Call, Context, Unreadable, reader_of
 from service.protocols.v2.rpc_codec import read_request, wants_raw, write_response
 from service.protocols.v2.rpc_stream import Messages, serve_stream
+from service.protocols.v2.statistics import model_statistics
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 OPEN = frozenset({"ServerLive", "ServerReady"})  # methods that need no key
@@ -163,7 +164,8 @@ class InferenceService:
         return write_response(to_response(asked, answers), wants_raw(message))
 
     async def _model_statistics(self, asked: pb.ModelStatisticsRequest, call: Call) -> Message:
-        return pb.ModelStatisticsResponse()
+        body = await model_statistics(self._engine, asked.name, asked.version)
+        return ParseDict(body, pb.ModelStatisticsResponse())
 
     # The model repository -----------------------------------------------------------------------
 
