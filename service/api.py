@@ -64,6 +64,7 @@ from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import SECURITY_SCHEMES, TAG
+from service.protocols.openapi_v2 import v2_paths
 from service.protocols.v2.http_app import V2App
 from service.protocols.v2.metadata import Limits
 from service.protocols.v2.rpc_server import RpcServer
@@ -115,7 +116,8 @@ class CarouselService(bentoml.Service[Any]):
         """BentoML's page with our routes, as they answer. Of BentoML's own schemas none is left:
         they are of its /predict, and no OpenAPI 3.0 (pydantic writes JSON Schema of 2020)."""
         spec = super().openapi_spec
-        paths = {path: PathItem(**item) for path, item in native_paths().items()}
+        ours = native_paths() | v2_paths()
+        paths = {path: PathItem(**item) for path, item in ours.items()}
         tags = [Tag(name=TAG, description="LSTM models as stateful streams."), *(spec.tags or [])]
         components = KeyedComponents(schemas={}, securitySchemes=SECURITY_SCHEMES)
         return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags, components=components)

@@ -24,7 +24,7 @@ def idempotency_key_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         return None
     if len(found) > 1:
         raise RequestError(f"there are {len(found)} headers Idempotency-Key, expected one")
-    key = found[0].decode("latin-1").strip()
+    key = found[0].decode("latin-1").strip(" \t")
     if not 0 < len(key) <= MAX_CHARS or not (key.isascii() and key.isprintable()):
         raise RequestError(
             f"the header Idempotency-Key has {len(key)} characters, expected 1 to {MAX_CHARS}, all "

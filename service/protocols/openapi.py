@@ -127,7 +127,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                         of_a_session=_events(FORECAST_LINES["of_a_session"]),
                     ),
                 },
-                (*ROWS, CannotForecastError, SessionNotFoundError),
+                (*ROWS, CannotForecastError, SessionNotFoundError, SessionGoneError),
                 requestBody={"required": True, "content": json_media(FORECAST_SCHEMA, **FORECASTS)},
             )
         },

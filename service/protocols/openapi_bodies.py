@@ -126,15 +126,14 @@ ANSWERS: dict[str, object] = {
         {**error_example(SessionGoneError), "status": 410, "session_id": "pump-8", "step": 5},
     ],
 }
-# Not `items: PREDICT_SCHEMA`: what of an array is no body is refused for itself, in its place.
 PREDICT_MANY_SCHEMA: dict[str, Any] = {
     "oneOf": [
         PREDICT_SCHEMA,
         {
             "type": "array",
             "minItems": 1,
-            "items": {},
-            "description": "Bodies, of any number of sessions; each is answered in its place.",
+            "items": PREDICT_SCHEMA,
+            "description": "Of any number of sessions; each is answered, or refused, in its place.",
         },
     ]
 }
@@ -152,7 +151,7 @@ REFUSED_SCHEMA: dict[str, Any] = {
 ANSWER_MANY_SCHEMA: dict[str, Any] = {
     "oneOf": [
         ANSWER_SCHEMA,
-        {"type": "array", "items": {"oneOf": [ANSWER_SCHEMA, REFUSED_SCHEMA]}},
+        {"type": "array", "minItems": 1, "items": {"anyOf": [ANSWER_SCHEMA, REFUSED_SCHEMA]}},
     ]
 }
 LINE_SCHEMA: dict[str, Any] = {

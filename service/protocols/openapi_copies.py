@@ -89,7 +89,8 @@ def copy_paths(session_id: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "/sessions/{session_id}/fork": {
             "post": operation(
                 "fork",
-                "Copy a session, its last reply included, to another session id.",
+                "Copy a session, its last reply included, to another session id. Where the server "
+                "makes the id, a request with the same Idempotency-Key finds the same copy.",
                 json_media(
                     _FORKED_SCHEMA,
                     what_if={**SESSION, "session_id": "pump-7-what-if", "forked_from": "pump-7"},

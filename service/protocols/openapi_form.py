@@ -50,7 +50,7 @@ REQUEST_ID: dict[str, Any] = {
 IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"},
     "description": "Another name for `step`: sent again with the same key, the last request of the "
     "session gets its reply again, and is not run twice. A new one for each request; a UUID will "
     "do. Not beside `step`, which says the same.",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,12 @@ def test_a_server_says_what_it_is(client: Any, models: dict[str, Model]) -> None
     assert {one["name"] for one in index} == {"fragile", "series-lstm", "sine-cell"}
     client.unregister_system_shared_memory()  # as Triton's examples begin
     assert not client.get_system_shared_memory_status().regions
-    for refused in (
+    refusals: list[Callable[[], Any]] = [
         lambda: client.register_system_shared_memory("a", "/a", 8),
         lambda: client.load_model("sine-cell"),
         lambda: client.update_log_settings({"log_verbose_level": 1}),
-    ):
+    ]
+    for refused in refusals:
         with pytest.raises(InferenceServerException) as why:
             refused()
         assert why.value.status() == "StatusCode.UNIMPLEMENTED"
@@ -567,7 +568,8 @@ def messages(draw: Any) -> bytes:
     for name in draw(st.lists(st.sampled_from(["y", "z"]), max_size=2)):
         message.outputs.add(name=name)
     whole = bytes(message.SerializeToString())
-    return draw(st.sampled_from([whole, whole, whole[: len(whole) // 2], b"\xff" + whole]))
+    sent: bytes = draw(st.sampled_from([whole, whole, whole[: len(whole) // 2], b"\xff" + whole]))
+    return sent
 
 
 @settings(

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from service.logs import WithFields, about, json_formatter
 
+ROOT = Path(__file__).parents[2]
 PLAIN = logging.Formatter("[%(levelname)s] %(message)s")
 
 
@@ -61,6 +64,32 @@ def test_on_a_console_it_stands_at_the_end_of_the_line() -> None:
     first, second, *_ = WithFields(PLAIN).format(failed()).splitlines()
     assert first == "[ERROR] a batch of 3 requests failed request_ids=\"['r-1', 'r-2']\""
     assert second.startswith("Traceback")
+
+
+def test_all_that_a_process_says_is_json() -> None:
+    """Other loggers with handlers of their own, warnings, what ends a thread or the process."""
+    code = """
+import logging, threading, warnings
+from service.logs import set_up_logging
+
+logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler())
+set_up_logging("json", has_access_lines=False)
+logging.getLogger("uvicorn.error").error("not there")
+warnings.warn("soon gone")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise RuntimeError("the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    levels = [line["level"] for line in lines]
+    assert levels == ["error", "warning", "error", "critical"]
+    assert lines[0]["event"] == "not there"
+    assert "soon gone" in lines[1]["event"]
+    assert "ZeroDivisionError" in lines[2]["exception"]
+    assert lines[3]["exception"].endswith("RuntimeError: the end")
 
 
 @pytest.mark.parametrize("value", [None, ""])

@@ -2,9 +2,12 @@
 
 import asyncio
 import random
+import threading
+from collections.abc import Sequence
 
 import pytest
-from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
@@ -120,3 +123,37 @@ def test_the_state_of_a_trace_is_kept() -> None:
     assert span.get_span_context().trace_state.to_header() == "vendor=1"
     span.end()
     asyncio.run(tracing.close())
+
+
+class Stuck(SpanExporter):
+    """A collector that never answers."""
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.is_over.wait()
+        return SpanExportResult.SUCCESS
+
+
+def test_a_collector_that_hangs_does_not_keep_a_server_from_stopping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor from answering meanwhile: the loop goes on."""
+    monkeypatch.setattr("service.tracing.FLUSH_TIMEOUT_S", 0.2)
+    stuck = Stuck()
+    tracing = Tracing(sampling("always_on"), [stuck])
+    span = tracing.request(Origin("r", "predict"))
+    assert span is not None
+    span.end()
+
+    async def scenario() -> int:
+        turns = 0
+        closing = asyncio.create_task(tracing.close())
+        while not closing.done():
+            turns += 1
+            await asyncio.sleep(0.01)
+        return turns
+
+    assert asyncio.run(scenario()) > 5
+    stuck.is_over.set()

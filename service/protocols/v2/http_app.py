@@ -52,6 +52,7 @@ from service.protocols.asgi import (
 )
 from service.protocols.content_coding import MIN_BYTES, accepted_coding, decoded, gzipped
 from service.protocols.copies import raw_path
+from service.protocols.idempotency import idempotency_key_of
 from service.protocols.v2.http_body import read_infer, write_infer
 from service.protocols.v2.inference import (
     abandon,
@@ -185,11 +186,11 @@ class V2App:
         await _reply(call, server_metadata())
 
     async def _live(self, call: Call) -> None:
-        await send_bytes(call.send, b"", JSON)
+        await _reply(call, {"live": True})
 
     async def _ready(self, call: Call) -> None:
         await check_ready(self._engine)
-        await send_bytes(call.send, b"", JSON)
+        await _reply(call, {"ready": True})
 
     async def _index(self, call: Call) -> None:
         body = await read_body(call.scope, call.receive, self._max_body_bytes)
@@ -211,7 +212,7 @@ class V2App:
 
     async def _model_ready(self, call: Call) -> None:
         check_model_ready(self._engine, call.model, call.version)
-        await send_bytes(call.send, b"", JSON)
+        await _reply(call, {"name": call.model, "ready": True})
 
     async def _config(self, call: Call) -> None:
         await _reply(call, model_config(await self._load(call), self._limits))
@@ -224,13 +225,12 @@ class V2App:
         body = await read_body(call.scope, call.receive, self._max_body_bytes)
         length = _header(headers, HEADER_LENGTH)
         asked, form = read_infer(body, length, call.model, call.version)
-        key = _header(headers, b"idempotency-key")
         requests = to_requests(
             asked,
             call.caller,
             origin_of(headers, "v2"),
             self._limits.max_batch,
-            None if key is None else key.decode("latin-1"),
+            idempotency_key_of(headers),
         )
         jobs = await submit(self._engine, requests)
         try:

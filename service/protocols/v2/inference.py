@@ -18,8 +18,8 @@ Rules
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,16 +30,13 @@ from service.job import Answer, Job, Opening, Request
 from service.key_ring import Caller
 from service.origin import Origin
 from service.protocols.v2.datatypes import DATATYPES, OF_PORTS, Datatype, object_array
-from service.protocols.v2.messages import InferInput, InferOutput, InferRequest, InferResponse
+from service.protocols.v2.messages import InferOutput, InferRequest, InferResponse
+from service.protocols.v2.parameters import IGNORED_PREFIX, read_parameters
+from service.protocols.v2.tensor_rows import INPUT, rows_of
 from service.session import SessionKey
-from service.wire import MAX_SESSION_ID_CHARS, MAX_STEP, RowShape
 
 Array = np.ndarray
 
-INPUT = "x"
-MAX_SEQUENCE_ID = 2**64 - 1
-MAX_KEY_CHARS = 255  # of an idempotency key, as of the header
-IGNORED_PREFIX = "triton_"  # of parameters
 # Of what the pipeline reads in y. `text` is one element a row, the others one or more a step.
 _OF_FIELD = {
     "text": "BYTES",
@@ -48,57 +45,6 @@ _OF_FIELD = {
     "probabilities": "FP32",
     "alarm": "BOOL",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRows:
-    """One row of the input `x`: (T, *tail), or the elements of BYTES."""
-
-    datatype: Datatype
-    data: Array
-
-    def decode(self, shape: RowShape) -> Array:
-        """(time, *tail) in the client's units, or (time,) ids of text."""
-        if self.datatype.name == "BYTES":
-            return self._ids(shape)
-        kinds = "fiu" if shape.dtype == "float32" else "iu"
-        if self.data.dtype.kind not in kinds:
-            raise ShapeError(
-                f"`{INPUT}` has datatype {self.datatype.name}, expected "
-                f"{'a float or an integer' if 'f' in kinds else 'an integer'}"
-                f"{' or BYTES' if shape.vocabulary else ''}"
-            )
-        if self.data.shape[1:] != shape.tail:
-            sizes = ", ".join(["batch", "time", *map(str, shape.tail)])
-            raise ShapeError(
-                f"a row of `{INPUT}` has shape {self.data.shape}, expected {shape.wanted} from "
-                f"manifest port `x`: `{INPUT}` is ({sizes})"
-            )
-        if shape.dtype == "int64":
-            return self._as_int64()
-        return self.data
-
-    def _as_int64(self) -> Array:
-        if self.data.dtype.kind == "u" and int(self.data.max()) >= 2**63:
-            raise ShapeError(f"`{INPUT}` holds {int(self.data.max())}, expected less than 2^63")
-        return self.data.astype(np.int64)
-
-    def _ids(self, shape: RowShape) -> Array:
-        if shape.vocabulary is None:
-            raise ShapeError(f"`{INPUT}` is BYTES, and this model takes numbers: {shape.wanted}")
-        if self.data.ndim > 1:
-            raise ShapeError(
-                f"a row of `{INPUT}` has shape {self.data.shape}, expected (1,), a text, or "
-                "(time,), its tokens"
-            )
-        try:
-            texts = [element.decode() for element in self.data.flat]
-        except UnicodeDecodeError as error:
-            raise ShapeError(f"`{INPUT}` holds text that is not UTF-8: {error}") from None
-        ids = shape.vocabulary.ids_of(texts[0] if len(texts) == 1 else texts)
-        if not len(ids):
-            raise ShapeError(f"`{INPUT}` is an empty text, expected at least one token")
-        return ids
 
 
 # In ---------------------------------------------------------------------------------------------
@@ -119,9 +65,8 @@ def to_requests(
     Raises:
         ClientError: it is none, whatever the model; nothing was done.
     """
-    parameters = _read_parameters(asked.parameters)
-    session_id, step = _session_of(parameters), _step_of(parameters)
-    rows = _rows_of(asked.inputs)
+    said = read_parameters(asked.parameters)
+    rows = rows_of(asked.inputs)
     if len(rows) > max_batch:
         raise TooLongError(
             f"`{INPUT}` has {len(rows)} rows, the server takes {max_batch} in one request; send "
@@ -130,17 +75,15 @@ def to_requests(
             expected=max_batch,
         )
     first = Request(
-        key=SessionKey(caller.tenant, session_id or ""),
+        key=SessionKey(caller.tenant, said.session_id or ""),
         rows=rows[0],
-        step=step,
+        step=said.step,
         model=":".join(filter(None, (asked.model_name, asked.model_version))),
         want=_wanted(asked),
         most=caller.max_sessions,
         origin=origin,
     )
-    if session_id is None:
-        if step:
-            raise RequestError("`step` is of a sequence; send its `sequence_id` too")
+    if said.session_id is None:
         return [
             replace(
                 first,
@@ -155,120 +98,22 @@ def to_requests(
         ]
     if len(rows) > 1:
         raise ShapeError(
-            f"`{INPUT}` has {len(rows)} rows, expected 1 of sequence {session_id}; other rows are "
-            "other sequences, send them in requests of their own"
+            f"`{INPUT}` has {len(rows)} rows, expected 1 of sequence {said.session_id}; other rows "
+            "are other sequences, send them in requests of their own"
         )
-    starts = _flag(parameters, "sequence_start")
-    key = _key_of(parameters) or idempotency_key
     return [
         replace(
             first,
-            opening=Opening.START if starts else Opening.LIVE,
-            ends=_flag(parameters, "sequence_end"),
-            idempotency_key=key,
+            opening=Opening.START if said.starts else Opening.LIVE,
+            ends=said.ends,
+            idempotency_key=said.idempotency_key or idempotency_key,
         )
     ]
 
 
 def timeout_s(asked: InferRequest) -> float | None:
     """How long the client waits; None: as long as it takes."""
-    microseconds = _count(asked.parameters, "timeout", MAX_STEP)
-    return microseconds / 1e6 if microseconds else None
-
-
-def _read_parameters(parameters: Mapping[str, object]) -> Mapping[str, object]:
-    for name in parameters:
-        if name not in _PARAMETERS and not name.startswith(IGNORED_PREFIX):
-            raise RequestError(
-                f"there is no parameter `{name}`, expected some of {', '.join(_PARAMETERS)}"
-            )
-    _count(parameters, "priority", MAX_STEP)
-    _count(parameters, "timeout", MAX_STEP)
-    return parameters
-
-
-_PARAMETERS = (
-    "sequence_id",
-    "sequence_start",
-    "sequence_end",
-    "step",
-    "idempotency_key",
-    "timeout",
-    "priority",
-)
-
-
-def _session_of(parameters: Mapping[str, object]) -> str | None:
-    value = parameters.get("sequence_id", 0)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise RequestError(f"`sequence_id` is {_show(value)}, expected an integer or a string")
-    if isinstance(value, int) and not 0 <= value <= MAX_SEQUENCE_ID:
-        raise RequestError(f"`sequence_id` is {value}, expected 0 to 2^64 - 1")
-    if isinstance(value, str) and len(value) > MAX_SESSION_ID_CHARS:
-        raise RequestError(
-            f"`sequence_id` has {len(value)} characters, expected at most {MAX_SESSION_ID_CHARS}"
-        )
-    if value:
-        return str(value)
-    for flag in ("sequence_start", "sequence_end"):
-        if _flag(parameters, flag):
-            raise RequestError(f"`{flag}` is of a sequence; send its `sequence_id` too")
-    return None
-
-
-def _step_of(parameters: Mapping[str, object]) -> int | None:
-    return _count(parameters, "step", MAX_STEP)
-
-
-def _flag(parameters: Mapping[str, object], name: str) -> bool:
-    value = parameters.get(name, False)
-    if not isinstance(value, bool):
-        raise RequestError(f"`{name}` is {_show(value)}, expected true or false")
-    return value
-
-
-def _count(parameters: Mapping[str, object], name: str, most: int) -> int | None:
-    value = parameters.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise RequestError(f"`{name}` is {_show(value)}, expected an integer from 0 to {most}")
-    return value
-
-
-def _key_of(parameters: Mapping[str, object]) -> str | None:
-    value = parameters.get("idempotency_key")
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise RequestError(f"`idempotency_key` is {_show(value)}, expected a string")
-    if not 0 < len(value) <= MAX_KEY_CHARS:
-        raise RequestError(
-            f"`idempotency_key` has {len(value)} characters, expected 1 to {MAX_KEY_CHARS}"
-        )
-    return value
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _rows_of(inputs: Sequence[InferInput]) -> list[TensorRows]:
-    names = [one.name for one in inputs]
-    if names != [INPUT]:
-        got = ", ".join(f"`{name}`" for name in names[:8]) or "none"
-        raise RequestError(f"the inputs are {got}, expected one, `{INPUT}`")
-    (x,) = inputs
-    data = x.data
-    if x.datatype.name == "BYTES" and data.ndim == 1:
-        data = data[:, np.newaxis]
-    if data.ndim < 2:
-        raise ShapeError(
-            f"`{INPUT}` has shape {list(data.shape)}, expected (batch, time, ...); a batch of one "
-            "row is 1"
-        )
-    return [TensorRows(x.datatype, row) for row in data]
+    return read_parameters(asked.parameters).timeout_s
 
 
 def _wanted(asked: InferRequest) -> tuple[str, ...] | None:

@@ -14,7 +14,8 @@ from service.errors import ArtifactError, CarouselError, DrainingError, ModelLoa
 from service.manifest import Dim
 from service.model import Model
 from service.protocols.v2.datatypes import DATATYPES, OF_PORTS, Datatype
-from service.protocols.v2.inference import INPUT, output_datatype
+from service.protocols.v2.inference import output_datatype
+from service.protocols.v2.tensor_rows import INPUT
 
 VERSION = "0.1.0"  # of pyproject.toml, which the serving image does not have
 EXTENSIONS = (
