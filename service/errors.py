@@ -41,6 +41,12 @@ class InvalidJsonError(ClientError):
     code = "invalid_json"
 
 
+class FrameError(ClientError):
+    """A binary frame is not laid out as service/protocols/frames.py says."""
+
+    code = "bad_frame"
+
+
 class RequestError(ClientError):
     """A field is missing, unknown, or of the wrong type."""
 

@@ -49,7 +49,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"homes", "watch"},
     {"engine"},
     {"copying"},
-    {"protocols", "protocols.asgi", "protocols.openapi_form"},
+    {"protocols", "protocols.asgi", "protocols.frames", "protocols.openapi_form"},
     {"protocols.exchange"},
     {
         "protocols.ndjson",
