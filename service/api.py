@@ -52,6 +52,7 @@ from service.model import Model
 from service.parent import end_with_parent, note_parent
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
+from service.protocols.around import Around
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
@@ -196,7 +197,8 @@ class Carousel:
         native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
-        self.bento_service.own = OwnApps([native], native.before_metrics)
+        around = Around(config.cors_origins)
+        self.bento_service.own = OwnApps([native], native.before_metrics, around)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
@@ -246,10 +248,13 @@ def open_access(config: Config) -> Access:
     """Who may call, as the settings say; SettingsError if the keys cannot be read."""
     if not config.has_keys:
         return Access(
-            loopback_only=config.is_loopback_only, max_sessions=config.max_sessions_per_tenant
+            loopback_only=config.is_loopback_only,
+            max_sessions=config.max_sessions_per_tenant,
+            cors_origins=config.cors_origins,
         )
     return Access(
-        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant)
+        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant),
+        cors_origins=config.cors_origins,
     )
 
 

@@ -85,6 +85,19 @@ class TooLongError(ClientError):
     status = 413
 
 
+class UnsupportedEncodingError(ClientError):
+    """The body has a `Content-Encoding` that the server does not read; `expected` lists them."""
+
+    code = "unsupported_encoding"
+    status = 415
+
+
+class BadEncodingError(ClientError):
+    """The body is not what its `Content-Encoding` says: damaged, or cut off."""
+
+    code = "bad_encoding"
+
+
 class UnauthorizedError(ClientError):
     """The server wants an API key, and the request has none that it knows."""
 

@@ -107,6 +107,8 @@ async def send_error(send: Send, error: CarouselError, headers: Headers | None =
         extra.append((b"retry-after", str(retry_after_s).encode()))
     if error.status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="carousel"'))
+    if error.status == 415:  # RFC 9110, 15.5.16
+        extra.append((b"accept-encoding", b"gzip, deflate"))
     await send_json(send, encode(error.body()), error.status, extra)
 
 

@@ -6,6 +6,7 @@ Rules
 - A line that is refused gets an error line with its number (from 1); the stream goes on.
 - Blank lines are ignored; the last line needs no newline. A line over the limit is refused
   without being kept.
+- Where the body cannot be read on (a damaged compressed one), an error line is the last.
 - When the server drains, what was read is answered, then an error line says that the stream ends.
 - Who waits for whom is `Exchange`'s affair, as under every protocol that streams.
 """
@@ -83,9 +84,12 @@ async def serve_stream(
 
     async def read() -> None:
         nonlocal lines_done
-        async for line in split_lines(receive, max_line_bytes):
-            await exchange.submit(line.number, partial(_read_line, line))
-            lines_done = line.number
+        try:
+            async for line in split_lines(receive, max_line_bytes):
+                await exchange.submit(line.number, partial(_read_line, line))
+                lines_done = line.number
+        except CarouselError as error:  # the body cannot be read on: it is not what it says it is
+            exchange.refuse(lines_done + 1, error)
 
     def _read_line(line: Line) -> Request:
         if line.text is None:
