@@ -146,6 +146,13 @@ class MethodNotAllowedError(ClientError):
     status = 405
 
 
+class UpgradeRequiredError(ClientError):
+    """The route is for WebSockets, and the request is none."""
+
+    code = "upgrade_required"
+    status = 426
+
+
 class StepConflictError(ClientError):
     """The request's `step` is not where the session stands; `expected` says where it does."""
 

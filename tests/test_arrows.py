@@ -56,11 +56,13 @@ SERVICE_ORDER: list[set[str]] = [
         "protocols.ndjson",
         "protocols.forecast",
         "protocols.access",
+        "protocols.binary",
         "protocols.copies",
         "protocols.openapi_copies",
     },
     {"protocols.native", "protocols.openapi"},
-    {"protocols.front"},
+    {"protocols.front", "protocols.conversation", "protocols.seats", "protocols.uvicorn_sockets"},
+    {"protocols.websocket"},
     {"api"},
 ]
 EXPORT_ORDER: list[set[str]] = [  # the same of `export`; a package has a place of its own

@@ -19,7 +19,7 @@ from service.engine import Engine
 from service.errors import CarouselError, DrainingError, TooLongError
 from service.job import Answer, Request
 from service.protocols.asgi import ClientGone, Receive, Send
-from service.protocols.exchange import Exchange
+from service.protocols.exchange import Exchange, refusal
 from service.wire import encode
 
 NDJSON = b"application/x-ndjson"
@@ -109,19 +109,14 @@ async def serve_stream(
 
     farewell = b""
     if not await exchange.run(read(), send_lines, begin):
-        refusal = DrainingError(
+        draining = DrainingError(
             "the server is shutting down; this line and those after it were not run, "
             "send them to another, or try again"
         )
-        engine.metrics.refused(refusal)
-        farewell = _error_line(lines_done + 1, refusal)
+        engine.metrics.refused(draining)
+        farewell = _error_line(lines_done + 1, draining)
     await send({"type": "http.response.body", "body": farewell, "more_body": False})
 
 
 def _error_line(number: int, error: CarouselError, request: Request | None = None) -> bytes:
-    body = {**error.body(), "line": number}
-    if request is not None:
-        body["session_id"] = request.key.session_id
-        if request.step is not None:
-            body["step"] = request.step
-    return encode(body) + b"\n"
+    return encode(refusal(error, request, line=number)) + b"\n"
