@@ -170,9 +170,10 @@ class WebSocketApp:
         try:
             await send({"type": "websocket.accept"})
             if tenant is None:
-                found = await self._show_key(scope, receive, send)
+                found = await self._show_key(scope, receive)
                 self._seats.know(found)
                 tenant = found
+                await send(AUTHENTICATED)
             elif not self._access.wants_keys:
                 receive = _past_needless_key(receive, send)
             close = await self._conversation(scope, tenant).hold(receive, send)
@@ -203,7 +204,7 @@ class WebSocketApp:
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), FAILED)
         return Close(code, error.message)
 
-    async def _show_key(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _show_key(self, scope: Scope, receive: Receive) -> str:
         """The tenant of the key in the first frame; from then on it is among the headers.
 
         Raises:
@@ -229,9 +230,7 @@ class WebSocketApp:
         if key is None:
             raise UnauthorizedError(f"the first frame shows no API key; {WHERE_KEYS_GO}")
         scope["headers"] = [*scope["headers"], (API_KEY, key.encode())]
-        tenant = self._access.admit(scope).tenant
-        await send(AUTHENTICATED)
-        return tenant
+        return self._access.admit(scope).tenant
 
     async def _refuse_http(self, scope: Scope, send: Send) -> None:
         method = scope["method"]
