@@ -46,6 +46,8 @@ from service.wire import FrameId, decode_frame, encode, find_id
 # `websockets` takes unless told otherwise (1 MiB).
 REPLY_FRAME_BYTES = 256 << 10
 
+PROTOCOL = "ws"  # as metrics and spans name it
+
 GOING_AWAY = 1001
 POLICY = 1008
 TOO_BIG = 1009
@@ -104,7 +106,9 @@ class Conversation:
         self._origin = origin
         self._max_frame_bytes = max_frame_bytes
         self._handles = Handles(tenant)
-        self._exchange: Exchange[Tag, Out] = Exchange(engine, tenant, _write_answer, _write_error)
+        self._exchange: Exchange[Tag, Out] = Exchange(
+            engine, tenant, _write_answer, _write_error, protocol=PROTOCOL
+        )
         self._close = Close(GOING_AWAY, "the server is shutting down")
         self._frames = 0  # that came
         self._next: Tag = Text(1)  # what is to be read next

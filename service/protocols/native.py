@@ -31,8 +31,9 @@ from service.errors import (
 from service.feedback import why_not
 from service.job import Answer, Job, Request
 from service.key_ring import Caller
+from service.logs import about
 from service.model import Model
-from service.origin import NOWHERE, Origin, origin_of
+from service.origin import NOWHERE, Origin, origin_of, request_id_of
 from service.pipeline import Pipeline
 from service.protocols.access import Access, require_admin
 from service.protocols.asgi import (
@@ -172,7 +173,9 @@ class NativeApp:
         except CarouselError as error:
             await self._refuse(send, error)
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            request_id = (request_id_of(scope["headers"]) or b"").decode()
+            what = about(request_id=request_id, code=InternalError.code)
+            logger.exception("%s %s failed", scope["method"], scope["path"], extra=what)
             await self._refuse(send, InternalError("the server failed; its log says why"))
 
     async def _refuse(
@@ -184,7 +187,7 @@ class NativeApp:
     async def before_metrics(self) -> None:
         """What must be known at the moment that /metrics is asked."""
         try:
-            await self._engine.count_live()
+            await self._engine.show_metrics()
         except CarouselError as error:
             logger.error("the live sessions could not be counted: %s", error.message)
         except Exception:

@@ -33,7 +33,8 @@ from service.errors import (
     UnauthorizedError,
     UpgradeRequiredError,
 )
-from service.origin import origin_of
+from service.logs import about
+from service.origin import origin_of, request_id_of
 from service.protocols.access import API_KEY, Access, carries_key
 from service.protocols.asgi import (
     ClientGone,
@@ -45,7 +46,7 @@ from service.protocols.asgi import (
     send_error,
     to_who_stays,
 )
-from service.protocols.conversation import GOING_AWAY, POLICY, Close, Conversation
+from service.protocols.conversation import GOING_AWAY, POLICY, PROTOCOL, Close, Conversation
 from service.protocols.native import no_method
 from service.protocols.seats import Seats
 from service.protocols.uvicorn_sockets import Line
@@ -182,7 +183,9 @@ class WebSocketApp:
         except ClientGone:
             raise
         except Exception:
-            logger.exception("%s failed", PATH)
+            request_id = (request_id_of(scope["headers"]) or b"").decode()
+            what = about(request_id=request_id, code=InternalError.code)
+            logger.exception("%s failed", PATH, extra=what)
             close = await self._give_up(InternalError("the server failed; its log says why"), send)
         finally:
             self._seats.leave(tenant)
@@ -194,7 +197,7 @@ class WebSocketApp:
             self._engine,
             tenant,
             lambda: self._access.admit(scope),
-            origin_of(scope["headers"], "ws"),
+            origin_of(scope["headers"], PROTOCOL),
             self._max_frame_bytes,
         )
 
