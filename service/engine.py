@@ -114,6 +114,7 @@ class Engine:
         self.catalog = catalog
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
+        self.max_queue = max_queue
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps

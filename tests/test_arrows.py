@@ -60,10 +60,17 @@ SERVICE_ORDER: list[set[str]] = [
     {"homes", "watch", "observer"},
     {"engine"},
     {"copying"},
-    {"protocols", "protocols.asgi", "protocols.frames", "protocols.openapi_form"},
+    {
+        "protocols",
+        "protocols.asgi",
+        "protocols.frames",
+        "protocols.idempotency",
+        "protocols.openapi_form",
+    },
     {"protocols.exchange", "protocols.content_coding"},
     {
         "protocols.around",
+        "protocols.many",
         "protocols.ndjson",
         "protocols.forecast",
         "protocols.access",

@@ -66,6 +66,7 @@ CODES: dict[type[CarouselError], int] = {
     DrainingError: GOING_AWAY,
     CapacityError: TRY_LATER,
 }
+GIVEN_UP = "after sending 'websocket.close'"  # what uvicorn says of a message that comes later
 WHERE_KEYS_GO = 'expected {"api_key": KEY} as the first frame, or a header of the handshake'
 AUTHENTICATED: Message = {"type": "websocket.send", "text": '{"authenticated":true}'}
 
@@ -116,7 +117,7 @@ class WebSocketApp:
         line = Line(receive)
         self._note_open(line)
         try:
-            await self._answer(scope, receive, to_who_stays(send))
+            await self._answer(scope, receive, _to_who_is_there(send))
             await _client_leaves(receive)
             line.abort()
         except ClientGone:
@@ -245,6 +246,26 @@ class WebSocketApp:
             error, headers = no_method(PATH, method, ["GET"]), [(b"allow", b"GET")]
         self._engine.metrics.refused(error)
         await send_error(to_who_stays(send), error, headers)
+
+
+def _to_who_is_there(send: Send) -> Send:
+    """`send` that raises ClientGone once the connection is.
+
+    Of one that is gone uvicorn raises an OSError, as ASGI says; of one that it has given up
+    itself, because of a frame over the limit or an unanswered ping, a RuntimeError.
+    """
+
+    async def send_or_leave(message: Message) -> None:
+        try:
+            await send(message)
+        except OSError:
+            raise ClientGone from None
+        except RuntimeError as error:
+            if GIVEN_UP in str(error):
+                raise ClientGone from None
+            raise
+
+    return send_or_leave
 
 
 def _key_in(message: Message) -> str | None:

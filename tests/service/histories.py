@@ -329,6 +329,19 @@ class World:
 
         await self._try(do, Change(source, len(self.journal)))
 
+    async def _keyed_fork(self, act: Act) -> None:
+        """A client that does not know whether its fork was done, and asks again."""
+        source = self._key(act)
+        key = f"fork {next(self._numbers)}"
+        change = Change(source, len(self.journal))
+        for _ in range(TRIES):
+            done = await self._try(
+                lambda engine: fork(engine, source, None, None, idempotency_key=key), change
+            )
+            if done is not None:
+                self.keys.append(done[0])
+                return
+
     async def _snapshot(self, act: Act) -> None:
         key, since = self._key(act), len(self.journal)
 

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ SESSIONS = 3
 KINDS = (
     *("request",) * 6,
     *("twice",) * 3,
-    *("gap", "again", "again", "drop", "fork", "fork", "snapshot", "restore", "restore"),
+    *("gap", "again", "again", "drop", "fork", "fork", "keyed_fork", "keyed_fork"),
+    *("snapshot", "restore", "restore"),
     *("start", "start", "live", "end", "end", "once", "keyed", "keyed", "keyed", "reuse"),
     *("promote", "learn", "learn", "wait"),
 )
@@ -211,8 +213,13 @@ async def live(world: World, scripts: list[list[Act]]) -> None:
         oracle = Oracle(world)
         for ack in world.acks:
             oracle.answer(ack)
-        done = Counter(entry.change for entry in world.journal)
-        assert all(done[change] == 1 for change in world.changes), "a change that never was"
+        done: dict[Change | None, list[float]] = {}  # when
+        for entry in world.journal:
+            done.setdefault(entry.change, []).append(entry.now)
+        assert all(change in done for change in world.changes), "a change that never was"
+        for change, when in done.items():
+            lived = all(late - early < IDLE_TIMEOUT_S for early, late in pairwise(when))
+            assert change is None or len(when) == 1 or not lived, "a change was done twice"
         for key, _, file in world.snapshots:
             snapshot = read_snapshot(file, "", KEYRING)
             record = record_of(snapshot, world.models[0].artifact.layout, 0)
