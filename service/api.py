@@ -37,7 +37,12 @@ import bentoml
 import click
 import orjson
 from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem, Tag
+from bentoml._internal.service.openapi.specification import (
+    Components,
+    OpenAPISpecification,
+    PathItem,
+    Tag,
+)
 from bentoml.exceptions import BentoMLException, NotFound
 from pydantic import BaseModel, Field
 
@@ -59,7 +64,7 @@ from service.protocols.asgi import Receive
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
-from service.protocols.openapi_form import TAG
+from service.protocols.openapi_form import SECURITY_SCHEMES, TAG
 from service.protocols.seats import Seats
 from service.protocols.uvicorn_sockets import set_limits
 from service.protocols.websocket import WebSocketApp
@@ -106,10 +111,20 @@ class CarouselService(bentoml.Service[Any]):
 
     @property
     def openapi_spec(self) -> OpenAPISpecification:
+        """BentoML's page with our routes, as they answer. Of BentoML's own schemas none is left:
+        they are of its /predict, and no OpenAPI 3.0 (pydantic writes JSON Schema of 2020)."""
         spec = super().openapi_spec
         paths = {path: PathItem(**item) for path, item in native_paths().items()}
         tags = [Tag(name=TAG, description="LSTM models as stateful streams."), *(spec.tags or [])]
-        return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags)
+        components = KeyedComponents(schemas={}, securitySchemes=SECURITY_SCHEMES)
+        return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags, components=components)
+
+
+@attrs.frozen
+class KeyedComponents(Components):
+    """BentoML's have no place for API keys."""
+
+    securitySchemes: dict[str, Any] | None = None
 
 
 class Prediction(BaseModel):

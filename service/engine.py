@@ -62,6 +62,7 @@ from service.session import (
     SessionKey,
     Situation,
     decide,
+    judge,
     no_session,
     reference,
     situation,
@@ -429,9 +430,13 @@ class Engine:
     def _begin(self, job: Job, record: Record | None) -> None:
         taken = job.model
         goal = self.promotions.goal(record) if record is not None else None
-        if situation(job.ask, record, goal) is not Situation.ELSEWHERE:
-            job.bind_to(self._homes.of_job(job, record))  # it was guessed before this was known
-        move = _decide(job, record, goal)
+        found = situation(job.ask, record, goal)
+        if found is not Situation.ELSEWHERE:
+            home = self._homes.of_job(job, record)
+            if home is not job.model:  # it was guessed before the session could be known
+                job.bind(home)
+                found = situation(job.ask, record, goal)
+        move = _judge(found, job, record)
         if record is not None:
             if move is Move.REPLAY:
                 self._answer(job, job.replay(record), is_replay=True)
@@ -616,19 +621,18 @@ def _about(batch: Sequence[Row[Work]], code: str) -> dict[str, dict[str, object]
     return about(code=code, model=model, request_ids=named(batch))
 
 
-def _decide(job: Job, record: Record | None, goal: str | None) -> Move:
-    """`decide`, of a job whose model may not be the one that gave the last reply.
+def _judge(found: Situation, job: Job, record: Record | None) -> Move:
+    """`judge`, of a job whose model may not be the one that gave the last reply.
 
     That model is not served then, and whether the request is the last one again cannot be told
     for sure, as its rows were compared in another model's units.
     """
     if record is not None and job.model.version != record.version:
-        found = situation(job.ask, record, goal)
         if found is Situation.AGAIN and job.ask.act is Act.START:
             return Move.BEGIN
         if found in (Situation.AGAIN, Situation.REUSED):
             raise _old_reply(record)
-    return decide(job.ask, record, goal)
+    return judge(found, job.ask, record)
 
 
 def _old_reply(record: Record) -> UnknownModelError:

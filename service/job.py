@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,12 +32,9 @@ Array = np.ndarray
 class Opening(Enum):
     """What a request expects of its session."""
 
-    ANY = auto()  # goes on with it, or begins it
-    START = auto()  # begins it, and begins it anew where it lives
-    LIVE = auto()  # goes on with it; it must be there
-
-
-ACTS = {Opening.ANY: Act.ADVANCE, Opening.START: Act.START, Opening.LIVE: Act.CONTINUE}
+    ANY = Act.ADVANCE  # goes on with it, or begins it
+    START = Act.START  # begins it, and begins it anew where it lives
+    LIVE = Act.CONTINUE  # goes on with it; it must be there
 
 
 class Rows(Protocol):
@@ -131,7 +128,7 @@ class Job:
             request.step,
             digest_of(self.x),
             request.model,
-            ACTS[request.opening],
+            request.opening.value,
             request.ends,
             digest_of_key(request.idempotency_key),
         )

@@ -231,8 +231,10 @@ def _repeats_last(ask: Ask, record: Record) -> bool:
 
 def _is_home(ask: Ask, record: Record, goal: str | None) -> bool:
     """Whether the session's model is what the ask names, if it names one."""
+    if ask.model is None:
+        return True
     if ask.act is Act.START:  # whichever version
-        return ask.model is None or ask.model.partition(":")[0] == record.model
+        return ask.model.partition(":")[0] == record.model
     return ask.model in _names(record) or ask.model == reference(record.model, goal)
 
 
@@ -252,7 +254,12 @@ def decide(ask: Ask, record: Record | None, goal: str | None = None) -> Move:
         SessionNotFoundError: there is none to copy or drop.
         SessionExistsError: use another session id, or replace the session.
     """
-    outcome = TRANSITIONS[ask.act][situation(ask, record, goal)]
+    return judge(situation(ask, record, goal), ask, record)
+
+
+def judge(found: Situation, ask: Ask, record: Record | None) -> Move:
+    """`decide`, where the situation is known."""
+    outcome = TRANSITIONS[ask.act][found]
     if isinstance(outcome, Move):
         return outcome
     raise _refusal(outcome, ask, record)

@@ -65,9 +65,14 @@ SERVICE_ORDER: list[set[str]] = [
         "protocols.asgi",
         "protocols.frames",
         "protocols.idempotency",
-        "protocols.openapi_form",
+        "protocols.openapi_errors",
     },
-    {"protocols.exchange", "protocols.content_coding"},
+    {
+        "protocols.exchange",
+        "protocols.content_coding",
+        "protocols.openapi_form",
+        "protocols.openapi_bodies",
+    },
     {
         "protocols.around",
         "protocols.many",

@@ -24,5 +24,5 @@ def test_a_grouping_may_stand_behind_its_operand() -> None:
 @pytest.mark.parametrize("wrong", ["sum(x", "x)", "rate(x{a=", "sum by x", "x ? y"])
 def test_what_is_no_expression_is_refused(wrong: str) -> None:
     """So a dashboard with a typing error is found."""
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r" in "):
         read(wrong)

@@ -14,6 +14,7 @@ from schemathesis import Case
 from schemathesis.checks import CHECKS, load_all_checks
 
 from service.protocols.openapi import native_paths
+from service.protocols.openapi_form import SECURITY_SCHEMES
 from tests.fuzz.conftest import FUZZ, VICTIM, Target
 
 load_all_checks()
@@ -22,7 +23,12 @@ NOT_ASKED: list[Any] = CHECKS.get_by_names(["positive_data_acceptance"])
 NOT_ASKED_OF_STREAMS: list[Any] = [*NOT_ASKED, *CHECKS.get_by_names(["negative_data_rejection"])]
 
 schema = schemathesis.openapi.from_dict(
-    {"openapi": "3.0.2", "info": {"title": "Carousel", "version": "1"}, "paths": native_paths()}
+    {
+        "openapi": "3.0.2",
+        "info": {"title": "Carousel", "version": "1"},
+        "paths": native_paths(),
+        "components": {"securitySchemes": SECURITY_SCHEMES},
+    }
 )
 
 
@@ -83,7 +89,7 @@ def hit(case: Case[Any], target: Target) -> None:
     if case.path == "/predict" and response.status_code == 200:
         bodies, replies = [case.body], [response.json()]
         if isinstance(case.body, list):
-            bodies, (replies,) = case.body, replies
+            bodies, (replies,) = list(case.body), replies
         for body, reply in zip(bodies, replies, strict=True):
             if "error" not in reply:
                 target.note(200, body, reply)
