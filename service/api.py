@@ -65,8 +65,11 @@ from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import SECURITY_SCHEMES, TAG
+from service.protocols.openapi_v2 import v2_paths
 from service.protocols.seats import Seats
 from service.protocols.uvicorn_sockets import set_limits
+from service.protocols.v2.http_app import V2App
+from service.protocols.v2.metadata import Limits
 from service.protocols.websocket import WebSocketApp
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
@@ -114,7 +117,8 @@ class CarouselService(bentoml.Service[Any]):
         """BentoML's page with our routes, as they answer. Of BentoML's own schemas none is left:
         they are of its /predict, and no OpenAPI 3.0 (pydantic writes JSON Schema of 2020)."""
         spec = super().openapi_spec
-        paths = {path: PathItem(**item) for path, item in native_paths().items()}
+        ours = native_paths() | v2_paths()
+        paths = {path: PathItem(**item) for path, item in ours.items()}
         tags = [Tag(name=TAG, description="LSTM models as stateful streams."), *(spec.tags or [])]
         components = KeyedComponents(schemas={}, securitySchemes=SECURITY_SCHEMES)
         return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags, components=components)
@@ -225,6 +229,8 @@ class Carousel:
         native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
+        limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
+        v2 = V2App(self.engine, limits, config.max_body_bytes, self.access)
         sockets = WebSocketApp(
             self.engine,
             config.max_body_bytes,
@@ -233,7 +239,7 @@ class Carousel:
             config.ping_interval_s,
         )
         around = Around(config.cors_origins)
-        self.bento_service.own = OwnApps([native, sockets], native.before_metrics, around)
+        self.bento_service.own = OwnApps([native, v2, sockets], native.before_metrics, around)
         _drain_on_signals(self.engine, sockets.closed)
 
     @bentoml.on_shutdown

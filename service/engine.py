@@ -245,11 +245,12 @@ class Engine:
     async def show_metrics(self) -> None:
         """Bring what /metrics shows up to date, live sessions last, as the store may fail."""
         forget_dead_workers()
-        self._publish()
+        self.publish()
         own = await self._store.count(CONTROL)
         self.metrics.live.set(await self._store.count() - own)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Write what was counted to where /metrics finds it."""
         catalog = self.catalog
         depth = self._batcher.depth
         self.metrics.publish(depth, self.is_draining, catalog.served, catalog.broken)
@@ -258,7 +259,7 @@ class Engine:
         while True:
             await asyncio.sleep(PUBLISH_PERIOD_S)
             try:
-                self._publish()
+                self.publish()
             except OSError:  # the disk of the files that workers count in is full
                 logger.exception("the metrics could not be written")
 
@@ -366,7 +367,7 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._publish()
+        self.publish()
         self._pool.shutdown()
         await self._store.close()
 

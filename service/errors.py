@@ -139,6 +139,13 @@ class RouteNotFoundError(ClientError):
     status = 404
 
 
+class NotOfferedError(ClientError):
+    """A part of a protocol that this server has nothing behind."""
+
+    code = "not_offered"
+    status = 501
+
+
 class MethodNotAllowedError(ClientError):
     """The route exists, but not under this HTTP method."""
 
@@ -240,6 +247,16 @@ class StoreFullError(CapacityError):
 
     code = "store_full"
     status = 503
+
+
+class TimedOutError(CapacityError):
+    """The client's own timeout ended the wait; the request may have been done, or not.
+
+    Sent again with the same `step`, it is done once.
+    """
+
+    code = "timed_out"
+    status = 504
 
 
 class ModelLoadingError(CapacityError):

@@ -18,13 +18,23 @@ docs/observing.md has the table of all metrics; a test compares it with a server
 
 import glob
 import os
+import time
 from collections import Counter as Tallies
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, values
-from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from service.errors import CarouselError, StepConflictError
 
@@ -48,6 +58,33 @@ class _Distribution(Histogram):
         for bucket, count in zip(self._buckets, counts, strict=True):
             if count:
                 bucket.inc(count)
+
+
+class _Durations(Summary):
+    """A count and a sum that take many observations at once."""
+
+    def add(self, count: int, total: float) -> None:
+        self._count.inc(count)
+        self._sum.inc(total)
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often, and how long in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+class Samples:
+    """The metrics at one moment."""
+
+    def __init__(self, found: Mapping[tuple[str, frozenset[tuple[str, str]]], float]) -> None:
+        self._found = found
+
+    def of(self, name: str, **labels: str) -> float:
+        """0 where there is none."""
+        return self._found.get((name, frozenset(labels.items())), 0.0)
 
 
 class Tally:
@@ -77,7 +114,7 @@ class Tally:
 class OfModel:
     """What is counted of one version of a model."""
 
-    __slots__ = ("begun", "ends", "forecast", "rows", "run_s", "steps")
+    __slots__ = ("begun", "ends", "forecast", "parts", "rows", "run_s", "steps")
 
     def __init__(self, rows: Tally, run_s: Tally) -> None:
         self.rows = rows
@@ -85,10 +122,17 @@ class OfModel:
         self.steps = 0
         self.forecast = 0
         self.begun = 0
-        self.ends: list[tuple[str, str]] = []  # of requests: protocol, outcome
+        self.ends: list[tuple[str, str, float]] = []  # of requests: protocol, outcome, seconds
+        self.parts: dict[str, Duration] = {}
 
-    def ended(self, protocol: str, outcome: str) -> None:
-        self.ends.append((protocol, outcome))
+    def ended(self, protocol: str, outcome: str, seconds: float) -> None:
+        self.ends.append((protocol, outcome, seconds))
+
+    def spent(self, part: str, count: int, seconds: float) -> None:
+        """`count` requests spent so long in a part of their way, in all."""
+        found = self.parts.setdefault(part, Duration())
+        found.count += count
+        found.seconds += seconds
 
 
 class _Latencies(dict[str, Tally]):
@@ -173,6 +217,18 @@ class Metrics:
         self.commit_s = Tally(
             histogram("commit_seconds", "The store's commit of a batch's sessions.")
         )
+        self._parts = _Durations(
+            "carousel_model_seconds",
+            "What requests took, by part: done, replayed, refused, failed, abandoned (from arrival "
+            "to such an end); wait (for a batch); read, run, commit (of a batch, by each request "
+            "in it).",
+            [*MODEL, "part"],
+            registry=registry,
+        )
+        self._last = gauge(
+            "model_last_request_timestamp_seconds", "When a request last ended.", MODEL, "max"
+        )
+        self._registry = registry
         self._streams = gauge(
             "streams_open", "Requests and connections that stream, by protocol.", ["protocol"]
         )
@@ -248,11 +304,19 @@ class Metrics:
                 if count := getattr(counts, name):
                     target.labels(*labels).inc(count)
                     setattr(counts, name, 0)
-            for (protocol, outcome), count in Tallies(counts.ends).items():
+            for _, outcome, seconds in counts.ends:
+                counts.spent(outcome, 1, seconds)
+            if counts.ends:
+                self._last.labels(*labels).set(time.time())
+            tallies = Tallies((protocol, outcome) for protocol, outcome, _ in counts.ends)
+            for (protocol, outcome), count in tallies.items():
                 self._requests.labels(protocol, *labels, outcome).inc(count)
                 if outcome == "replayed":
                     self._replayed.inc(count)
             counts.ends.clear()
+            for part, spent in counts.parts.items():
+                self._parts.labels(*labels, part).add(spent.count, spent.seconds)
+            counts.parts.clear()
             counts.rows.publish()
             counts.run_s.publish()
         for tally in (self.wait_s, self.read_s, self.commit_s, *self.latency_s.values()):
@@ -263,6 +327,21 @@ class Metrics:
         self._workers.set(1)
         self._draining.set(int(is_draining))
         self._judge({name: True for name in served} | {name: False for name in broken})
+
+    def samples(self) -> "Samples":
+        """What all workers of the service have published. Reads their files: not on the loop."""
+        folder = os.environ.get(FOLDER)
+        registry = self._registry
+        if values.ValueClass._multiprocess and folder:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+        return Samples(
+            {
+                (sample.name, frozenset(sample.labels.items())): sample.value
+                for family in registry.collect()
+                for sample in family.samples
+            }
+        )
 
     def _judge(self, now: Mapping[str, bool]) -> None:
         for reference in self._judged.keys() - now.keys():

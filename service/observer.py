@@ -55,8 +55,10 @@ class Part:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        seconds = self._observer.clock() - self._began_s
         if self.tally is not None:
-            self.tally.add(self._observer.clock() - self._began_s)
+            self.tally.add(seconds)
+        self._observer.spent(self._name, seconds)
         if self._span is not None:
             end_span(self._span, {}, *_blame(error))
 
@@ -78,6 +80,7 @@ class Observer:
         self._batch: Span | None = None
         self._model: Model | None = None  # of what is counted in `_counts`
         self._counts: OfModel | None = None
+        self._rows = 0  # of the batch
         self.reading = Part(self, "read", metrics.read_s)
         self.committing = Part(self, "commit", metrics.commit_s)
         self._running = Part(self, "run", None)
@@ -97,7 +100,7 @@ class Observer:
         span = None if self._tracing is None else self._tracing.request(request.origin)
         protocol, outcome = request.origin.protocol, _outcome(error)
         seconds = self.clock() - arrived_s
-        self.metrics.nowhere.ended(protocol, outcome)
+        self.metrics.nowhere.ended(protocol, outcome, seconds)
         self.metrics.latency_s[protocol].add(seconds)
         self._write(request, None, outcome, error, seconds, span)
 
@@ -114,11 +117,17 @@ class Observer:
     def take(self, batch: Sequence[Row[Work]]) -> None:
         """These jobs have their turn."""
         now, wait = self.clock(), self.metrics.wait_s.add
+        fresh, waited = 0, 0.0
         for row in batch:
             work = row.job
             if not work.was_taken:
                 work.was_taken = True
+                fresh += 1
+                waited += now - work.arrived_s
                 wait(now - work.arrived_s)
+        self._rows = len(batch)
+        if batch:  # of one model
+            self._of(batch[0].job.model).spent("wait", fresh, waited)
         if self._tracing is not None:
             spans = [row.job.span for row in batch if row.job.span is not None]
             if spans:
@@ -129,6 +138,11 @@ class Observer:
         if self._batch is None or self._tracing is None:
             return None
         return self._tracing.part(self._batch, name)
+
+    def spent(self, part: str, seconds: float) -> None:
+        """This batch took so long for a part; each of its requests did."""
+        if self._counts is not None:
+            self._counts.spent(part, self._rows, self._rows * seconds)
 
     def running(self, model: Model, width: int, steps: int) -> Part:
         """`width` rows of at most `steps` steps run on `model`; to be entered."""
@@ -195,8 +209,8 @@ class Observer:
         if outcome is DONE and type(work) is Job:
             counts.steps += work.started.steps
         protocol = work.request.origin.protocol
-        counts.ended(protocol, outcome)
         seconds = now - work.arrived_s
+        counts.ended(protocol, outcome, seconds)
         self.metrics.latency_s[protocol].add(seconds)
         if work.span is not None or self._has_access_lines:
             self._write(work.request, work, outcome, error, seconds, work.span)

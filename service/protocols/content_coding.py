@@ -132,26 +132,35 @@ def is_worth_it(headers: Headers) -> bool:
 
 def accepts_gzip(headers: Headers) -> bool:
     """Whether a request with these headers takes a gzip reply (RFC 9110, 12.5.3)."""
-    return any(name == b"accept-encoding" and _names_gzip(value) for name, value in headers)
+    return _accepts(headers, b"gzip")
+
+
+def accepted_coding(headers: Headers) -> bytes | None:
+    """The coding that a request with these headers takes its reply in; gzip before deflate."""
+    return next((coding for coding in (b"gzip", b"deflate") if _accepts(headers, coding)), None)
+
+
+def _accepts(headers: Headers, coding: bytes) -> bool:
+    return any(name == b"accept-encoding" and _names(value, coding) for name, value in headers)
 
 
 @lru_cache(maxsize=64)
-def _names_gzip(accepted: bytes) -> bool:
+def _names(accepted: bytes, wanted: bytes) -> bool:
     weights = {}
     for part in accepted.lower().split(b","):
         coding, _, parameter = part.partition(b";")
         weight = parameter.strip().removeprefix(b"q=") or b"1"
         weights[coding.strip()] = weight.strip(b"0.") != b""
-    return weights.get(b"gzip", weights.get(b"*", False))
+    return weights.get(wanted, weights.get(b"*", False))
 
 
-async def gzipped(body: bytes) -> bytes:
+async def gzipped(body: bytes, coding: bytes = b"gzip") -> bytes:
     """The same bytes for the same body: there is no time in it."""
     if len(body) < IN_A_THREAD_BYTES:
-        return _gzip(body)
-    return await asyncio.to_thread(_gzip, body)
+        return _gzip(body, coding)
+    return await asyncio.to_thread(_gzip, body, coding)
 
 
-def _gzip(body: bytes) -> bytes:
-    compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, CODINGS[b"gzip"])
+def _gzip(body: bytes, coding: bytes) -> bytes:
+    compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, CODINGS[coding])
     return compressor.compress(body) + compressor.flush()

@@ -28,8 +28,8 @@ model = metrics.of("sine", "v1")
 model.steps += 7
 model.rows.add(4)
 model.rows.add(300)
-model.ended("predict", "done")
-model.ended("predict", "replayed")
+model.ended("predict", "done", 0.1)
+model.ended("predict", "replayed", 0.3)
 metrics.latency_s["predict"].add(0.0001)
 metrics.latency_s["predict"].add(0.0002)
 metrics.latency_s["predict"].add(99.0)
@@ -126,7 +126,7 @@ def test_what_was_published_is_not_published_again() -> None:
     metrics = Metrics(registry)
     metrics.wait_s.add(0.2)
     metrics.of("sine", "v1").steps += 1
-    metrics.of("sine", "v1").ended("predict", "done")
+    metrics.of("sine", "v1").ended("predict", "done", 0.1)
     for _ in range(2):
         metrics.publish(0, True, [], [])
     assert registry.get_sample_value("carousel_batch_wait_seconds_count") == 1
