@@ -64,6 +64,7 @@ SERVICE_ORDER: list[set[str]] = [
     {
         "protocols",
         "protocols.asgi",
+        "protocols.frames",
         "protocols.idempotency",
         "protocols.openapi_errors",
     },
@@ -79,6 +80,7 @@ SERVICE_ORDER: list[set[str]] = [
         "protocols.ndjson",
         "protocols.forecast",
         "protocols.access",
+        "protocols.binary",
         "protocols.copies",
         "protocols.openapi_copies",
     },
@@ -97,7 +99,8 @@ SERVICE_ORDER: list[set[str]] = [
     {"protocols.v2.rpc_service"},
     {"protocols.v2.rpc_server"},
     {"protocols.native", "protocols.openapi"},
-    {"protocols.front"},
+    {"protocols.front", "protocols.conversation", "protocols.seats", "protocols.uvicorn_sockets"},
+    {"protocols.websocket"},
     {"api"},
 ]
 EXPORT_ORDER: list[set[str]] = [  # the same of `export`; a package has a place of its own
