@@ -26,6 +26,8 @@ errors, patience, rows <- talk <- place, forecasting <- lanes <- message, ndjson
     <- sync_links, async_links <- sync_stream, async_stream <- sync, asynchronous
 """
 
+from service.client.async_stream import AsyncSessionStream, AsyncStream
+from service.client.asynchronous import AsyncClient, AsyncSession
 from service.client.errors import (
     BadInput,
     CallError,
@@ -57,6 +59,10 @@ from service.client.sync_stream import SessionStream, Stream
 
 __all__ = [
     "Ahead",
+    "AsyncClient",
+    "AsyncSession",
+    "AsyncSessionStream",
+    "AsyncStream",
     "BadInput",
     "CallError",
     "Client",

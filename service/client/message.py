@@ -6,6 +6,11 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
+from websockets.exceptions import InvalidStatus
+
+from service.client.errors import Refused, refusal_of_bytes
+
+READ_BYTES = 1 << 16
 
 
 class Broken(Exception):
@@ -40,3 +45,28 @@ def websocket_url(url: str) -> str:
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}[parts.scheme]
     return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/ws", "", ""))
+
+
+def websocket_options(headers: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    """For either `connect` of `websockets`."""
+    return {
+        "additional_headers": dict(headers),
+        "compression": None,  # rows of numbers: it would cost more than it saves
+        "open_timeout": timeout_s,
+        "close_timeout": 1,
+        "max_size": None,  # of a server that the caller chose
+    }
+
+
+def refusal_of_handshake(error: InvalidStatus) -> Refused:
+    """What the server said instead of opening a WebSocket."""
+    response = error.response
+    retry_after = response.headers.get("retry-after")
+    return refusal_of_bytes(bytes(response.body or b""), response.status_code, retry_after)
+
+
+def host_of(url: str) -> tuple[str, int, bool]:
+    """Host, port, and whether it is TLS."""
+    parts = urlsplit(url)
+    is_tls = parts.scheme == "https"
+    return parts.hostname or "", parts.port or (443 if is_tls else 80), is_tls

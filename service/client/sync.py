@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import httpx
 
 from service.client import place as sessions
+from service.client.channel import Channel
 from service.client.forecasting import Ahead, Forecast
 from service.client.patience import Patience
 from service.client.place import OnGone, Place, Reply, Standing
@@ -83,8 +84,17 @@ class Client:
         buffer: int = 1024,
         skip_refused: bool = False,
     ) -> Stream:
-        """Many sessions over one connection, see `Stream`."""
-        return Stream(self, transport, in_flight, buffer, skip_refused)
+        """Many sessions over one connection, see `Stream`.
+
+        Args:
+            transport: "ws", or "ndjson": one POST /stream, which some proxies keep back.
+            in_flight: requests of one session under way at a time. More than 1 is faster for few
+                sessions far away, and then a cut may lose answers (`Lost`).
+            buffer: requests without an answer.
+            skip_refused: a request that is refused for good does not stop its session.
+        """
+        channel = Channel(self.patience, transport, in_flight, buffer, skip_refused)
+        return Stream(self, channel, transport)
 
     def forecast(
         self, horizon: int, x: Any, *, model: str | None = None, **options: Any

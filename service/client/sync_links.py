@@ -12,16 +12,21 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import connect
 
-from service.client.errors import refusal_of_bytes
-from service.client.message import Broken, Message, read_message, websocket_url
+from service.client.message import (
+    READ_BYTES,
+    Broken,
+    Message,
+    host_of,
+    read_message,
+    refusal_of_handshake,
+    websocket_options,
+    websocket_url,
+)
 from service.client.ndjson import NdjsonStream
-
-READ_BYTES = 1 << 16
 
 
 class Link(Protocol):
@@ -50,14 +55,7 @@ class WebSocketLink:
             Broken: it could not be made.
         """
         self._stack = ExitStack()
-        opening = connect(
-            websocket_url(url),
-            additional_headers=dict(headers),
-            compression=None,  # rows of numbers: it would cost more than it saves
-            open_timeout=timeout_s,
-            close_timeout=1,
-            max_size=None,  # of a server that the caller chose
-        )
+        opening = connect(websocket_url(url), **websocket_options(headers, timeout_s))
         self._socket = self._stack.enter_context(opening)
 
     @classmethod
@@ -65,12 +63,7 @@ class WebSocketLink:
         try:
             return cls(url, headers, timeout_s)
         except InvalidStatus as error:
-            response = error.response
-            raise refusal_of_bytes(
-                bytes(response.body or b""),
-                response.status_code,
-                response.headers.get("retry-after"),
-            ) from None
+            raise refusal_of_handshake(error) from None
         except (OSError, InvalidHandshake, EOFError) as error:
             raise Broken(f"not connected: {error}") from error
 
@@ -97,16 +90,14 @@ class NdjsonLink:
     """Requests as lines of one POST /stream."""
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float) -> None:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        host = parts.hostname or ""
+        host, port, is_tls = host_of(url)
         self._timeout_s = timeout_s
         self._stream = NdjsonStream(url, headers)
         self._lock = threading.Lock()  # neither h11 nor TLS takes two threads at once
         self._socket = socket.create_connection((host, port), timeout_s)
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if parts.scheme == "https":
+            if is_tls:
                 context = ssl.create_default_context()
                 self._socket = context.wrap_socket(self._socket, server_hostname=host)
             self._socket.setblocking(False)

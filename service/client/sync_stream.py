@@ -1,32 +1,21 @@
-"""A blocking stream: `Lanes` over a connection that is made again whenever it is cut.
+"""A blocking stream: a `Channel` over a connection that is made again whenever it is cut.
 
-How it works: a thread owns the connection. It connects, receives, and tells `Lanes` what came;
-what is due is sent by whichever thread made it due. One lock is over `Lanes` and the replies.
+How it works: a thread owns the connection. It connects, receives, and tells the channel what came;
+what is due is sent by whichever thread made it due. One lock is over all of it.
 """
 
 import threading
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from service.client.errors import (
-    CallError,
-    Draining,
-    Refused,
-    StreamClosed,
-    TryLater,
-    Unacknowledged,
-    Unreachable,
-)
-from service.client.lanes import Event, Lanes
+from service.client.channel import Channel
+from service.client.errors import CallError, StreamClosed, TryLater, Unacknowledged, Unreachable
+from service.client.lanes import Event
 from service.client.message import Broken
 from service.client.patience import Patience
 from service.client.place import Place, refuse_if_busy
 from service.client.rows import read_rows
 from service.client.sync_links import Link, open_link
-
-TICK_S = 0.25  # at most: what another thread sent may be overdue earlier than was known
 
 
 class Asker(Protocol):
@@ -68,28 +57,13 @@ class Stream:
     - One thread may read while others send.
     """
 
-    def __init__(
-        self, client: Asker, transport: str, in_flight: int, buffer: int, skip_refused: bool
-    ) -> None:
-        """
-        Args:
-            transport: "ws" or "ndjson".
-            in_flight: requests of one session under way at a time.
-            buffer: requests without an answer.
-        """
-        if transport not in ("ws", "ndjson"):
-            raise ValueError(f"`transport` is {transport!r}, expected 'ws' or 'ndjson'")
-        if buffer < 1:
-            raise ValueError(f"`buffer` is {buffer}, expected 1 or more")
+    def __init__(self, client: Asker, channel: Channel, transport: str) -> None:
         self._client = client
+        self._channel = channel
         self._transport = transport
-        self._buffer = buffer
-        self._lanes = Lanes(client.patience, in_flight, skip_refused)
         self._sessions: dict[str, Streamed] = {}
-        self._replies: deque[Event | CallError] = deque()
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # over the channel and the link
         self._link: Link | None = None
-        self._over: CallError | None = None  # why nothing more will come
         self._thread = threading.Thread(target=self._run, name="carousel-stream", daemon=True)
         self._thread.start()
 
@@ -104,22 +78,16 @@ class Stream:
             BadInput: x is no rows of finite numbers, and no text; nothing was sent.
             CallError: the session was stopped, or the stream is over.
         """
-        self._send(session, x, reading=True)
+        self.put(session, x, counts_unread=False)
 
-    def _send(self, session: "str | Streamed", x: Any, reading: bool) -> None:
+    def put(self, session: "str | Streamed", x: Any, counts_unread: bool) -> None:
+        """`send`; with `counts_unread` it waits for who reads, too."""
         rows = read_rows(x)
         place = self._place_of(session)
         with self._changed:
-            while self._over is None and self._is_full(reading):
-                self._changed.wait()
-            if self._over is not None:
-                raise self._over
-            self._lanes.put(place, rows)
+            self._changed.wait_for(lambda: self._channel.has_room(counts_unread))
+            self._channel.put(place, rows)
             self._send_due()
-
-    def _is_full(self, reading: bool) -> bool:
-        unread = 0 if reading else len(self._replies)
-        return self._lanes.unanswered + unread >= self._buffer
 
     def receive(self, timeout_s: float | None = None) -> Event:
         """The next answer.
@@ -129,31 +97,25 @@ class Stream:
             TimeoutError: there was none in time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._replies or self._over, timeout_s):
+            if not self._changed.wait_for(lambda: self._channel.has_news, timeout_s):
                 raise TimeoutError(f"no answer in {timeout_s} s")
-            if self._replies:
-                return self._pop()
-            raise self._over or StreamClosed("the stream is closed")
-
-    def _pop(self) -> Event:
-        event = self._replies.popleft()
-        self._changed.notify_all()
-        if isinstance(event, CallError):
-            raise event
-        return event
+            self._changed.notify_all()
+            return self._channel.pop()
 
     def __iter__(self) -> Iterator[Event]:
         """Answers until all that was sent has one, and was read."""
+        return self._answers(lambda: True)
+
+    def _answers(self, is_fed: Callable[[], bool]) -> Iterator[Event]:
+        channel = self._channel
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._replies or self._over or self._is_idle)
-                if not self._replies and self._over is None:
+                self._changed.wait_for(lambda: channel.has_news or (is_fed() and channel.is_idle))
+                if not channel.has_news:
                     return
-            yield self.receive()
-
-    @property
-    def _is_idle(self) -> bool:
-        return self._lanes.unanswered == 0
+                self._changed.notify_all()
+                event = channel.pop()
+            yield event
 
     def feed(self, rows: "Iterable[tuple[str | Streamed, Any]]") -> Iterator[Event]:
         """Send what `rows` gives, (session, x) each, and give out the answers as they come.
@@ -162,15 +124,7 @@ class Stream:
         further than `buffer` requests ahead of the answers that were read.
         """
         feeder = _Feeder(self, rows)
-        feeder.start()
-        while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._replies or self._over or (feeder.is_done and self._is_idle)
-                )
-                if not self._replies and self._over is None:
-                    break
-            yield self.receive()
+        yield from self._answers(lambda: feeder.is_done)
         if feeder.error is not None:
             raise feeder.error
 
@@ -184,13 +138,13 @@ class Stream:
         """
         with self._changed:
             self._sessions.pop(session_id, None)
-            return self._lanes.forget(session_id)
+            return self._channel.lanes.forget(session_id)
 
     @property
     def unacknowledged(self) -> tuple[Unacknowledged, ...]:
         """Every request that has no answer."""
         with self._changed:
-            return self._lanes.unacknowledged
+            return self._channel.lanes.unacknowledged
 
     def close(self) -> None:
         """End the stream at once; `unacknowledged` says what has no answer."""
@@ -201,23 +155,26 @@ class Stream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        channel = self._channel
         try:
             if kind is None:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._over or self._is_idle)
-                    for unread in self._replies:
-                        if isinstance(unread, CallError):
-                            raise unread
-                    if self._over is not None and self._lanes.unanswered:
-                        raise self._over
+                    self._changed.wait_for(lambda: channel.over is not None or channel.is_idle)
+                    channel.raise_unread()
         finally:
             self.close()
 
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        with self._changed:
+            self._changed.notify_all()
+
     def _place_of(self, session: "str | Streamed") -> Place:
         if isinstance(session, str):
-            if session not in self._sessions:
-                self._sessions[session] = self._client.session(session)
-            session = self._sessions[session]
+            with self._changed:
+                if session not in self._sessions:
+                    self._sessions[session] = self._client.session(session)
+                session = self._sessions[session]
         if session.place.step is None:
             refuse_if_busy(session.place)
             session.learn_step()
@@ -226,10 +183,13 @@ class Stream:
     # The connection -----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        client, channel = self._client, self._channel
         try:
-            while self._over is None:
+            while channel.over is None:
                 try:
-                    link = self._connect()
+                    link = open_link(
+                        self._transport, client.url, client.headers, client.patience.timeout_s
+                    )
                     try:
                         self._converse(link)
                     finally:
@@ -245,39 +205,27 @@ class Stream:
             self._end(Unreachable(f"the stream failed: {error!r}"))
             raise
 
-    def _connect(self) -> Link:
-        client = self._client
-        return open_link(self._transport, client.url, client.headers, client.patience.timeout_s)
-
     def _converse(self, link: Link) -> None:
+        channel = self._channel
         with self._changed:
             self._link = link
             self._send_due()
-        while self._over is None:
+        while channel.over is None:
             with self._changed:
-                wake_in_s = self._lanes.wake_in_s()
-            messages = link.receive(TICK_S if wake_in_s is None else min(wake_in_s, TICK_S))
+                wait_s = channel.wait_s()
+            messages = link.receive(wait_s)
             with self._changed:
-                for message in messages:
-                    self._take(message.body, message.tag)
-                if self._lanes.is_overdue:
-                    raise Broken(f"no answer in {self._client.patience.timeout_s} s")
+                try:
+                    channel.take(messages)
+                finally:
+                    self._changed.notify_all()
                 self._send_due()
-                self._changed.notify_all()
-
-    def _take(self, body: Mapping[str, Any], tag: int | None) -> None:
-        try:
-            self._replies += self._lanes.answered(body, tag)
-        except Draining:
-            raise
-        except Refused as error:
-            self._replies.append(error)
 
     def _send_due(self) -> None:
         """With the lock held. A link that breaks is noticed by the thread that receives."""
         if self._link is None:
             return
-        bodies = [body for _, body in self._lanes.due()]
+        bodies = self._channel.due()
         if bodies:
             try:
                 self._link.send(bodies)
@@ -285,17 +233,14 @@ class Stream:
                 self._link = None
 
     def _pause(self, cause: Exception, retry_after_s: float | None) -> None:
+        channel = self._channel
         with self._changed:
-            until = time.monotonic() + self._lanes.cut(cause, retry_after_s)
-            while self._over is None and (left_s := until - time.monotonic()) > 0:
-                self._changed.wait(left_s)
+            pause_s = channel.lanes.cut(cause, retry_after_s)
+            self._changed.wait_for(lambda: channel.over is not None, pause_s)
 
     def _end(self, error: CallError) -> None:
         with self._changed:
-            if self._over is None:
-                self._over = error
-                error.unacknowledged = error.unacknowledged or self._lanes.unacknowledged
-                self._lanes.let_go()
+            self._channel.end(error)
             link, self._link = self._link, None
             self._changed.notify_all()
         if link is not None:
@@ -310,21 +255,17 @@ class _Feeder:
         self.error: Exception | None = None  # of the iterable, or of a row in it
         self._stream = stream
         self._rows = rows
-        self._thread = threading.Thread(target=self._run, name="carousel-feed", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        threading.Thread(target=self._run, name="carousel-feed", daemon=True).start()
 
     def _run(self) -> None:
         try:
             for session, x in self._rows:
-                self._stream._send(session, x, reading=False)
+                self._stream.put(session, x, counts_unread=True)
         except Exception as error:
             self.error = error
         finally:
             self.is_done = True
-            with self._stream._changed:
-                self._stream._changed.notify_all()
+            self._stream.wake()
 
 
 class SessionStream:
