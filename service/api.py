@@ -23,7 +23,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -52,10 +53,15 @@ from service.model import Model
 from service.parent import end_with_parent, note_parent
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
+from service.protocols.around import Around
+from service.protocols.asgi import Receive
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import TAG
+from service.protocols.seats import Seats
+from service.protocols.uvicorn_sockets import set_limits
+from service.protocols.websocket import WebSocketApp
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
 from service.store.open import check_store, open_store
@@ -87,7 +93,7 @@ class CarouselService(bentoml.Service[Any]):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         app = super().to_asgi(is_main)
-        return Front(app, self._require_own) if is_main else app
+        return Front(app, self._require_own, _at_start) if is_main else app
 
     def _require_own(self) -> OwnApps:
         if self.own is None:
@@ -190,13 +196,21 @@ class Carousel:
         self.watch = Watch(catalog, shelf, promotions, Leases(store, renew_s))
         await self.watch.start()
         self.engine.start()
-        _drain_on_signals(self.engine)
         end_with_parent()
         self.access = open_access(config)
         native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
-        self.bento_service.own = OwnApps([native], native.before_metrics)
+        sockets = WebSocketApp(
+            self.engine,
+            config.max_body_bytes,
+            self.access,
+            Seats(config.max_connections, config.tenant_connections),
+            config.ping_interval_s,
+        )
+        around = Around(config.cors_origins)
+        self.bento_service.own = OwnApps([native, sockets], native.before_metrics, around)
+        _drain_on_signals(self.engine, sockets.closed)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
@@ -246,10 +260,13 @@ def open_access(config: Config) -> Access:
     """Who may call, as the settings say; SettingsError if the keys cannot be read."""
     if not config.has_keys:
         return Access(
-            loopback_only=config.is_loopback_only, max_sessions=config.max_sessions_per_tenant
+            loopback_only=config.is_loopback_only,
+            max_sessions=config.max_sessions_per_tenant,
+            cors_origins=config.cors_origins,
         )
     return Access(
-        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant)
+        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant),
+        cors_origins=config.cors_origins,
     )
 
 
@@ -325,21 +342,36 @@ def _log_what_happens() -> None:
             logging.getLogger(name).setLevel(logging.INFO)
 
 
-def _drain_on_signals(engine: Engine) -> None:
+def _at_start(receive: Receive) -> None:
+    set_limits(receive, CONFIG.max_body_bytes, CONFIG.ping_interval_s)
+
+
+def _drain_on_signals(engine: Engine, closed: Callable[[], Awaitable[None]]) -> None:
     """Drain as soon as the server is told to stop, then let it do what it would have done.
 
     Uvicorn closes idle connections and waits for busy ones; without this, a stream that its
-    client keeps open would keep the worker from ever stopping.
+    client keeps open would keep the worker from ever stopping. WebSockets it hangs up on, whatever
+    they still wait for: so it is told once they are `closed`. A second Ctrl+C does not wait.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may; a server elsewhere is told to stop by its owner
     loop = asyncio.get_running_loop()
+    stopping: list[Future[None]] = []
+    told: set[int] = set()  # Ctrl+C reaches a worker twice: as it is, and from BentoML as SIGTERM
     for number in (signal.SIGTERM, signal.SIGINT):
         previous = signal.getsignal(number)
 
-        def drain(number: int, frame: FrameType | None, previous: Any = previous) -> None:
-            loop.call_soon_threadsafe(engine.drain)
+        async def stop(number: int, previous: Any) -> None:
+            engine.drain()
+            await closed()
             if callable(previous):
+                previous(number, None)
+
+        def drain(number: int, frame: FrameType | None, previous: Any = previous) -> None:
+            if not stopping:
+                stopping.append(asyncio.run_coroutine_threadsafe(stop(number, previous), loop))
+            elif number == signal.SIGINT and number in told and callable(previous):
                 previous(number, frame)
+            told.add(number)
 
         signal.signal(number, drain)

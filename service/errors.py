@@ -41,6 +41,12 @@ class InvalidJsonError(ClientError):
     code = "invalid_json"
 
 
+class FrameError(ClientError):
+    """A binary frame is not laid out as service/protocols/frames.py says."""
+
+    code = "bad_frame"
+
+
 class RequestError(ClientError):
     """A field is missing, unknown, or of the wrong type."""
 
@@ -77,6 +83,19 @@ class TooLongError(ClientError):
 
     code = "too_long"
     status = 413
+
+
+class UnsupportedEncodingError(ClientError):
+    """The body has a `Content-Encoding` that the server does not read; `expected` lists them."""
+
+    code = "unsupported_encoding"
+    status = 415
+
+
+class BadEncodingError(ClientError):
+    """The body is not what its `Content-Encoding` says: damaged, or cut off."""
+
+    code = "bad_encoding"
 
 
 class UnauthorizedError(ClientError):
@@ -125,6 +144,13 @@ class MethodNotAllowedError(ClientError):
 
     code = "method_not_allowed"
     status = 405
+
+
+class UpgradeRequiredError(ClientError):
+    """The route is for WebSockets, and the request is none."""
+
+    code = "upgrade_required"
+    status = 426
 
 
 class StepConflictError(ClientError):

@@ -35,6 +35,7 @@ from service.errors import (
 from service.feedback import Chance, Guess, open_feedback
 from service.job import Rows
 from service.model import Model
+from service.origin import NOWHERE, Origin
 from service.session import Ask, Move, Record, SessionKey, decide
 
 Array = np.ndarray
@@ -60,6 +61,7 @@ class ForecastRequest:
     seed: int | None = None
     want: tuple[str, ...] | None = None
     choose: Mapping[str, Any] | None = None
+    origin: Origin = NOWHERE
 
     @property
     def key(self) -> SessionKey | None:

@@ -16,7 +16,10 @@ Headers = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 
 
-_CLOSED = "the handler is closed"  # what uvloop says of a transport that was closed
+_CLOSED = (
+    "the handler is closed",  # what uvloop says of a transport that was closed
+    "after sending 'websocket.close'",  # what uvicorn says
+)
 
 
 class ClientGone(Exception):
@@ -27,14 +30,18 @@ def to_who_stays(send: Send) -> Send:
     """`send` that raises ClientGone once the connection is closed.
 
     Of requests that a client sent in a row, uvicorn tells only the last one's app that it left;
-    the replies to those before it, uvloop refuses by a RuntimeError.
+    the replies to those before it, uvloop refuses by a RuntimeError. Of a WebSocket that is gone
+    uvicorn raises an OSError, as ASGI says, and of one that it has given up itself, because of a
+    frame over the limit or an unanswered ping, a RuntimeError.
     """
 
     async def send_or_leave(message: Message) -> None:
         try:
             await send(message)
+        except OSError:
+            raise ClientGone from None
         except RuntimeError as error:
-            if _CLOSED in str(error):
+            if any(closed in str(error) for closed in _CLOSED):
                 raise ClientGone from None
             raise
 
@@ -107,6 +114,8 @@ async def send_error(send: Send, error: CarouselError, headers: Headers | None =
         extra.append((b"retry-after", str(retry_after_s).encode()))
     if error.status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="carousel"'))
+    if error.status == 415:  # RFC 9110, 15.5.16
+        extra.append((b"accept-encoding", b"gzip, deflate"))
     await send_json(send, encode(error.body()), error.status, extra)
 
 

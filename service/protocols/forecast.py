@@ -20,6 +20,7 @@ from service.engine import Engine
 from service.errors import CarouselError, InternalError
 from service.forecast import Forecast, ForecastRequest
 from service.job import Rows
+from service.origin import NOWHERE, Origin
 from service.protocols.asgi import ClientGone, Headers, Receive, Scope, Send
 from service.wire import decode_forecast, encode
 
@@ -33,7 +34,9 @@ logger = logging.getLogger("carousel.http")
 Write = Callable[[str, Mapping[str, object]], bytes]
 
 
-def read_forecast(body: bytes, tenant: str, rows_of: Callable[[bytes], Rows]) -> ForecastRequest:
+def read_forecast(
+    body: bytes, tenant: str, rows_of: Callable[[bytes], Rows], origin: Origin = NOWHERE
+) -> ForecastRequest:
     """A body as a request; ClientError if it is not one."""
     envelope = decode_forecast(body)
     return ForecastRequest(
@@ -47,6 +50,7 @@ def read_forecast(body: bytes, tenant: str, rows_of: Callable[[bytes], Rows]) ->
         seed=envelope.seed,
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
+        origin=origin,
     )
 
 

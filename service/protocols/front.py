@@ -7,12 +7,14 @@ its health, metrics and documentation pages. What it does not know either is ref
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Match, Route
 
+from service.protocols.around import Around
 from service.protocols.asgi import Receive, Scope, Send, send_error
 from service.protocols.native import no_method, no_route
 
@@ -33,24 +35,33 @@ class OwnApps:
 
     apps: Sequence[OwnApp]  # the first that knows a request answers it
     before_metrics: Callable[[], Awaitable[None]]  # what must be known when /metrics is asked
+    around: Around = field(default_factory=Around)  # what all their replies have
 
 
 class Front:
     """An ASGI app over the host's and ours; the host keeps the lifespan."""
 
-    def __init__(self, host: Starlette, own: Callable[[], OwnApps]) -> None:
-        """`own` is asked at each request: our apps exist once the host has started."""
+    def __init__(
+        self, host: Starlette, own: Callable[[], OwnApps], at_start: Callable[[Receive], None]
+    ) -> None:
+        """
+        Args:
+            own: asked at each request: our apps exist once the host has started.
+            at_start: called with the `receive` of the lifespan, before there is a connection.
+        """
         self._host = host
         self._own = own
+        self._at_start = at_start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
+            self._at_start(receive)
             await self._host(scope, receive, send)
             return
         own = self._own()
         for app in own.apps:
             if app.knows(scope):
-                await app(scope, receive, send)
+                await own.around.answer(app, scope, receive, send)
                 return
         if scope["type"] == "websocket":
             await self._host(scope, receive, send)
@@ -65,12 +76,13 @@ class Front:
                 return
             if match is Match.PARTIAL and isinstance(route, Route):
                 allowed |= route.methods or set()
-        await self._refuse(scope, send, sorted(allowed))
+        await own.around.answer(partial(_refuse, sorted(allowed)), scope, receive, send)
 
-    async def _refuse(self, scope: Scope, send: Send, allowed: list[str]) -> None:
-        path, method = scope["path"], scope["method"]
-        if allowed:
-            headers = [(b"allow", ", ".join(allowed).encode())]
-            await send_error(send, no_method(path, method, allowed), headers)
-        else:
-            await send_error(send, no_route(path))
+
+async def _refuse(allowed: list[str], scope: Scope, receive: Receive, send: Send) -> None:
+    path, method = scope["path"], scope["method"]
+    if allowed:
+        headers = [(b"allow", ", ".join(allowed).encode())]
+        await send_error(send, no_method(path, method, allowed), headers)
+    else:
+        await send_error(send, no_route(path))

@@ -11,8 +11,8 @@
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
-limit (413, while they are read), and whatever the engine refuses. /readyz answers anybody, for
-probes, and tells more to who has a key.
+limit (413, while they are read) or in a coding that is not read (415), and whatever the engine
+refuses. /readyz answers anybody, for probes, and tells more to who has a key.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ from service.feedback import why_not
 from service.job import Answer, Job, Request
 from service.key_ring import Caller
 from service.model import Model
+from service.origin import NOWHERE, Origin, origin_of
 from service.pipeline import Pipeline
 from service.protocols.access import Access, require_admin
 from service.protocols.asgi import (
@@ -45,6 +46,7 @@ from service.protocols.asgi import (
     send_json,
     to_who_stays,
 )
+from service.protocols.content_coding import decoded
 from service.protocols.copies import (
     SESSION,
     CopyRoutes,
@@ -57,7 +59,15 @@ from service.protocols.forecast import read_forecast, serve_forecast
 from service.protocols.ndjson import serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
-from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
+from service.wire import (
+    Array,
+    Envelope,
+    RowShape,
+    decode_envelope,
+    decode_rows,
+    encode,
+    encode_answer,
+)
 
 OPEN = frozenset({"/readyz"})  # routes that need no key
 ADMIN = "/models/"  # what stands below it changes what is served, to all tenants
@@ -81,9 +91,13 @@ class JsonRows:
         return decode_rows(self.raw, shape)
 
 
-def read_request(body: bytes, caller: Caller) -> Request:
+def read_request(body: bytes, caller: Caller, origin: Origin = NOWHERE) -> Request:
     """One /predict body of `caller`'s, or one line of /stream; ClientError if it is not one."""
-    envelope = decode_envelope(body)
+    return request_of(decode_envelope(body), caller, origin)
+
+
+def request_of(envelope: Envelope, caller: Caller, origin: Origin = NOWHERE) -> Request:
+    """What a body asks for, whichever protocol it came by."""
     return Request(
         key=SessionKey(caller.tenant, envelope.session_id),
         rows=JsonRows(bytes(envelope.x)),
@@ -92,6 +106,7 @@ def read_request(body: bytes, caller: Caller) -> Request:
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
         most=caller.max_sessions,
+        origin=origin,
     )
 
 
@@ -148,7 +163,7 @@ class NativeApp:
                 scope[CALLER] = caller = self._access.admit(scope)
                 if scope["path"].startswith(ADMIN):
                     require_admin(caller)
-            await handler(scope, receive, send)
+            await handler(scope, decoded(scope, receive, self._max_body_bytes), send)
         except ClientGone:
             raise
         except MethodNotAllowedError as error:
@@ -186,7 +201,8 @@ class NativeApp:
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        job = await self._engine.submit(read_request(body, scope[CALLER]))
+        origin = origin_of(scope["headers"], "predict")
+        job = await self._engine.submit(read_request(body, scope[CALLER], origin))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
         try:
             answer = await job.future
@@ -210,9 +226,11 @@ class NativeApp:
         job.future.add_done_callback(lambda _: task.cancel())
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = origin_of(scope["headers"], "stream")
+
         def read_line(line: bytes) -> Request:
             # Asked for each line: a key that is revoked or expires ends here, not with the stream.
-            return read_request(line, self._access.admit(scope))
+            return read_request(line, self._access.admit(scope), origin)
 
         await serve_stream(
             self._engine,
@@ -226,7 +244,8 @@ class NativeApp:
 
     async def _forecast(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        request = read_forecast(body, scope[CALLER].tenant, JsonRows)
+        origin = origin_of(scope["headers"], "forecast")
+        request = read_forecast(body, scope[CALLER].tenant, JsonRows, origin)
         await serve_forecast(self._engine, request, scope, receive, send)
 
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,7 @@ Rules
 - A line that is refused gets an error line with its number (from 1); the stream goes on.
 - Blank lines are ignored; the last line needs no newline. A line over the limit is refused
   without being kept.
+- Where the body cannot be read on (a damaged compressed one), an error line is the last.
 - When the server drains, what was read is answered, then an error line says that the stream ends.
 - Who waits for whom is `Exchange`'s affair, as under every protocol that streams.
 """
@@ -18,7 +19,7 @@ from service.engine import Engine
 from service.errors import CarouselError, DrainingError, TooLongError
 from service.job import Answer, Request
 from service.protocols.asgi import ClientGone, Receive, Send
-from service.protocols.exchange import Exchange
+from service.protocols.exchange import Exchange, refusal
 from service.wire import encode
 
 NDJSON = b"application/x-ndjson"
@@ -83,9 +84,12 @@ async def serve_stream(
 
     async def read() -> None:
         nonlocal lines_done
-        async for line in split_lines(receive, max_line_bytes):
-            await exchange.submit(line.number, partial(_read_line, line))
-            lines_done = line.number
+        try:
+            async for line in split_lines(receive, max_line_bytes):
+                await exchange.submit(line.number, partial(_read_line, line))
+                lines_done = line.number
+        except CarouselError as error:  # the body cannot be read on: it is not what it says it is
+            exchange.refuse(lines_done + 1, error)
 
     def _read_line(line: Line) -> Request:
         if line.text is None:
@@ -105,19 +109,14 @@ async def serve_stream(
 
     farewell = b""
     if not await exchange.run(read(), send_lines, begin):
-        refusal = DrainingError(
+        draining = DrainingError(
             "the server is shutting down; this line and those after it were not run, "
             "send them to another, or try again"
         )
-        engine.metrics.refused(refusal)
-        farewell = _error_line(lines_done + 1, refusal)
+        engine.metrics.refused(draining)
+        farewell = _error_line(lines_done + 1, draining)
     await send({"type": "http.response.body", "body": farewell, "more_body": False})
 
 
 def _error_line(number: int, error: CarouselError, request: Request | None = None) -> bytes:
-    body = {**error.body(), "line": number}
-    if request is not None:
-        body["session_id"] = request.key.session_id
-        if request.step is not None:
-            body["step"] = request.step
-    return encode(body) + b"\n"
+    return encode(refusal(error, request, line=number)) + b"\n"
