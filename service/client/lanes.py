@@ -29,6 +29,7 @@ from service.client.errors import (
     Refused,
     SessionGone,
     StepConflict,
+    StoreUnavailable,
     StreamClosed,
     TryLater,
     Unacknowledged,
@@ -79,6 +80,7 @@ class Waiting:
     request: Request | None = None  # once it has its step
     sent_at: float | None = None  # under way since; None: it is not
     tag: int = 0  # of its latest sending
+    maybe_run: bool = False  # by a sending whose answer is not known
 
     @property
     def end(self) -> int | None:
@@ -295,6 +297,7 @@ class Lanes:
         lane.place.unanswered = lane.waiting[0].request if lane.waiting else None
 
     def _refused(self, lane: Lane, waiting: Waiting, error: Refused) -> list[Event]:
+        waiting.maybe_run = waiting.maybe_run or isinstance(error, StoreUnavailable)
         if isinstance(error, TryLater):
             return self._hold(lane, error)
         if lane.held and isinstance(error, StepConflict | SessionGone):
@@ -341,6 +344,8 @@ class Lanes:
     def _stop(self, lane: Lane, error: CallError) -> None:
         lane.stopped = error
         lane.place.is_streamed = False
+        if lane.waiting and not lane.waiting[0].maybe_run:
+            lane.place.unanswered = None
         self.unanswered -= len(lane.waiting)
         error.unacknowledged = tuple(_unacknowledged(lane))
 
@@ -354,6 +359,7 @@ class Lanes:
         """
         for lane, waiting in self._sent.values():
             waiting.sent_at = None
+            waiting.maybe_run = True
             lane.under_way = 0
             lane.alone = True
             self._list(lane)
