@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 FIRST_PAUSE_S = 0.05  # a restart of a worker is over in some of these
-MAX_PAUSE_S = 5.0  # nobody waits longer than this for a server that is back
+MAX_PAUSE_S = 2.0  # nobody waits longer than this for a server that is back
 
 
 @dataclass(frozen=True, slots=True)
