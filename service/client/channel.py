@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Iterable
 
-from service.client.errors import CallError, Draining, Refused, StreamClosed
-from service.client.lanes import Event, Lanes
+from service.client.errors import CallError, Refused, StreamClosed
+from service.client.lanes import Event, Farewell, Lanes
 from service.client.message import Broken, Message
 from service.client.patience import Patience
 from service.client.place import Place
@@ -90,14 +90,15 @@ class Channel:
     def take(self, messages: Iterable[Message]) -> None:
         """
         Raises:
-            Broken, Draining: the connection is of no more use.
-            Unreachable: the server is none.
+            Broken: the connection is of no more use.
+            Refused: the server ends it; TryLater: another may do.
+            Unreachable: it is no server of Carousel's.
         """
         for message in messages:
             try:
                 self._unread += self.lanes.answered(message.body, message.tag)
-            except Draining:
-                raise
+            except Farewell as farewell:
+                raise farewell.error from None
             except Refused as error:
                 self._unread.append(error)
         if self.lanes.is_overdue:

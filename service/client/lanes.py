@@ -72,6 +72,14 @@ class NotRun:
 Event = Reply | Lost | NotRun
 
 
+class Farewell(Exception):
+    """What the server says last on a connection; it has run nothing that it did not answer."""
+
+    def __init__(self, error: Refused) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A request of a lane."""
@@ -234,15 +242,15 @@ class Lanes:
         Args:
             tag: of the request that it is to; None: the oldest of its session under way.
         Raises:
-            Draining: the server ends the connection, and has run nothing that it did not answer.
+            Farewell: the server ends the connection.
             Refused: a request was refused for good, and its session is stopped.
             Unreachable: it answers nothing that was sent.
         """
         if "error" not in body:
             return self._done(self._find(body, tag), body)
         error = refusal(body)
-        if isinstance(error, Draining):
-            raise error
+        if isinstance(error, Draining) or (tag not in self._sent and "session_id" not in body):
+            raise Farewell(error)
         lane, waiting = self._find(body, tag)
         self._came_back(lane, waiting)
         return [] if lane.stopped else self._refused(lane, waiting, error)
