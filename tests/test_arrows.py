@@ -68,6 +68,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"client.errors", "client.patience"},
     {"client.rows", "client.talk"},
     {"client.place", "client.forecasting"},
+    {"client.lane"},
     {"client.lanes", "client.ndjson"},
     {"client.message"},
     {"client.channel", "client.sync_links", "client.async_links"},

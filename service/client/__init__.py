@@ -22,8 +22,8 @@ What is asked and what an answer means is decided in modules without I/O, the sa
 `AsyncClient`: `talk` (one call), `place` (one session), `forecasting`, `lanes` (a stream). It needs
 httpx, websockets, numpy, msgspec and orjson, and pandas only where the caller passes pandas.
 
-errors, patience, rows <- talk <- place, forecasting <- lanes <- message, ndjson
-    <- sync_links, async_links <- sync_stream, async_stream <- sync, asynchronous
+errors, patience <- rows, talk <- place, forecasting <- lane <- lanes, ndjson <- message
+    <- channel, links <- streams <- sync, asynchronous
 """
 
 from service.client.async_stream import AsyncSessionStream, AsyncStream
@@ -52,7 +52,7 @@ from service.client.errors import (
     Unreachable,
 )
 from service.client.forecasting import Ahead
-from service.client.lanes import Event, Lost, NotRun
+from service.client.lane import Event, Lost, NotRun
 from service.client.place import Reply, Standing
 from service.client.sync import Client, Session
 from service.client.sync_stream import SessionStream, Stream

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from service.client.async_links import AsyncLink, open_async_link
 from service.client.channel import Channel
 from service.client.errors import CallError, StreamClosed, TryLater, Unacknowledged, Unreachable
-from service.client.lanes import Event
+from service.client.lane import Event
 from service.client.message import Broken
 from service.client.patience import Patience
 from service.client.place import Place, refuse_if_busy

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from service.client.errors import CallError, Refused, StreamClosed
-from service.client.lanes import Event, Farewell, Lanes
+from service.client.lane import Event, Farewell
+from service.client.lanes import Lanes
 from service.client.message import Broken, Message
 from service.client.patience import Patience
 from service.client.place import Place

@@ -20,7 +20,6 @@ Pure: no clock, no socket. Whoever drives it says what came and when, and asks w
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from service.client.errors import (
@@ -36,11 +35,10 @@ from service.client.errors import (
     Unreachable,
     refusal,
 )
+from service.client.lane import Event, Farewell, Lane, Lost, NotRun, Waiting
 from service.client.patience import MAX_PAUSE_S, Backoff, Patience
 from service.client.place import (
     Place,
-    Reply,
-    Request,
     read_reply,
     refuse_if_busy,
     write_request,
@@ -48,69 +46,6 @@ from service.client.place import (
 from service.client.rows import Rows
 
 MAX_UNDER_WAY = 128  # of all lanes: half of what the server reads before it wants to be read
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lost:
-    """A request that was run, and whose answer is lost for good."""
-
-    session_id: str
-    step: int  # of its first row
-    x: Any  # as the caller gave it
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NotRun:
-    """A request that was refused for good, and left out."""
-
-    session_id: str
-    step: int  # where the session stood, and stands
-    x: Any
-    error: Refused
-
-
-Event = Reply | Lost | NotRun
-
-
-class Farewell(Exception):
-    """What the server says last on a connection; it has run nothing that it did not answer."""
-
-    def __init__(self, error: Refused) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A request of a lane."""
-
-    rows: Rows
-    request: Request | None = None  # once it has its step
-    sent_at: float | None = None  # under way since; None: it is not
-    tag: int = 0  # of its latest sending
-    maybe_run: bool = False  # by a sending whose answer is not known
-
-    @property
-    def end(self) -> int | None:
-        """The step that its answer has; None: not known yet."""
-        if self.request is None or self.rows.count is None:
-            return None
-        return self.request.step + self.rows.count
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """The requests of one session that have no answer."""
-
-    place: Place
-    waiting: deque[Waiting] = field(default_factory=deque)
-    under_way: int = 0
-    alone: bool = False  # its oldest goes alone: where the server stands is not known
-    held: bool = False  # nothing is sent until all that is under way came back
-    due_at: float = 0.0  # and not before
-    trouble: Backoff | None = None  # since the last answer
-    stopped: CallError | None = None
-    is_listed: bool = False
 
 
 class Lanes:
@@ -167,7 +102,7 @@ class Lanes:
             return ()
         if lane.under_way:
             raise RuntimeError(f"session `{session_id}` has requests under way; read their answers")
-        left = tuple(_unacknowledged(lane))
+        left = tuple(lane.unacknowledged)
         if lane.stopped is None:
             self._stop(lane, StreamClosed(f"session `{session_id}` was let go of"))
         del self._lanes[session_id]
@@ -355,7 +290,7 @@ class Lanes:
         if lane.waiting and not lane.waiting[0].maybe_run:
             lane.place.unanswered = None
         self.unanswered -= len(lane.waiting)
-        error.unacknowledged = tuple(_unacknowledged(lane))
+        error.unacknowledged = tuple(lane.unacknowledged)
 
     # Cuts ---------------------------------------------------------------------------------------
 
@@ -394,15 +329,9 @@ class Lanes:
     @property
     def unacknowledged(self) -> tuple[Unacknowledged, ...]:
         """Every request without an answer, of stopped sessions too."""
-        return tuple(left for lane in self._lanes.values() for left in _unacknowledged(lane))
+        return tuple(left for lane in self._lanes.values() for left in lane.unacknowledged)
 
     def let_go(self) -> None:
         """The places are their sessions' again."""
         for lane in self._lanes.values():
             lane.place.is_streamed = False
-
-
-def _unacknowledged(lane: Lane) -> Iterator[Unacknowledged]:
-    for waiting in lane.waiting:
-        step = waiting.request.step if waiting.request else None
-        yield Unacknowledged(lane.place.session_id, step, waiting.rows.given)
