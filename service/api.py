@@ -48,6 +48,7 @@ from service.engine import Engine
 from service.errors import CarouselError, SettingsError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing
 from service.leases import Leases
+from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.model import Model
 from service.parent import end_with_parent, note_parent
@@ -64,8 +65,10 @@ from service.protocols.uvicorn_sockets import set_limits
 from service.protocols.websocket import WebSocketApp
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
+from service.store.counted import CountedStore
 from service.store.open import check_store, open_store
 from service.sweeper import period_of
+from service.tracing import Tracing, check_tracing, open_tracing
 from service.watch import Watch
 from service.wire import encode
 
@@ -82,6 +85,7 @@ def _load_config_or_stop() -> Config:
 
 
 CONFIG = _load_config_or_stop()
+set_up_logging(CONFIG.log_format, CONFIG.access_log)
 # BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
 LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
 
@@ -138,6 +142,7 @@ class Carousel:
     engine: Engine
     access: Access
     watch: Watch
+    tracing: Tracing | None
 
     @bentoml.on_deployment
     @staticmethod
@@ -151,6 +156,7 @@ class Carousel:
             check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
             open_snapshot_keys(CONFIG)
+            check_tracing(os.environ)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         note_parent()
@@ -175,7 +181,9 @@ class Carousel:
         )
         shelf = Shelf(find_models(config, self.bento_service.bento), load)
         catalog = shelf.open(config.default_model)
-        store = open_store(config)
+        self.tracing = open_tracing(os.environ)
+        metrics = Metrics()
+        store = CountedStore(open_store(config), metrics.store_failed)
         renew_s = config.idle_timeout_s / 4
         promotions = Promotions(store, renew_s)
         self.engine = Engine(
@@ -186,10 +194,11 @@ class Carousel:
             max_steps=config.max_steps_per_request,
             max_forecast_steps=config.max_forecast_steps,
             max_queue_per_tenant=config.tenant_queue,
-            metrics=Metrics(),
+            metrics=metrics,
             sweep_period_s=period_of(config.idle_timeout_s),
             fetch=partial(shelf.fetch, catalog),
             promotions=promotions,
+            tracing=self.tracing,
         )
         with suppress(StoreUnavailableError):  # its log says why, and it connects when it can
             await self.engine.reach_store()
@@ -217,6 +226,8 @@ class Carousel:
         """Answer what was accepted, and stop."""
         await self.watch.close()
         await self.engine.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     @bentoml.api(route="/predict")
     async def predict(

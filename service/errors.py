@@ -174,6 +174,13 @@ class SessionExistsError(ClientError):
     status = 409
 
 
+class IdempotencyConflictError(ClientError):
+    """The idempotency key is that of another request, which was done."""
+
+    code = "idempotency_conflict"
+    status = 422
+
+
 class IncompatibleError(ClientError):
     """Ports of two versions of a model differ, so a state of one is none of the other."""
 

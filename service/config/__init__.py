@@ -114,6 +114,10 @@ class Config(BaseSettings):
     """Processes that answer, any of them any session"""
     threads: PositiveInt = 1  # one step of a small model is too short to share out
     """Threads of one model run"""
+    log_format: Literal["console", "json"] = "console"
+    """Of the log: `console`, as BentoML writes it; `json`, one object a line"""
+    access_log: bool = False  # /metrics counts requests without it
+    """Whether the log has a line for every request"""
 
     @property
     def has_keys(self) -> bool:

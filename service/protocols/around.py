@@ -9,17 +9,22 @@ Rules
 - Whole JSON replies of some size leave as gzip where the client takes it
   (service/protocols/content_coding.py).
 
+- Where CAROUSEL_ACCESS_LOG=true, the log has a line for each when it has ended.
+
 The order: the id is outermost, so a preflight has one too; CORS next; then the app. Nothing waits
 for anything: of a stream only the first message is touched.
 
+It takes 2.6 us of a core, of the 410 that a /predict of one step takes over HTTP (8 with CORS on).
 Not Starlette's GZipMiddleware: it makes a responder and a `Headers` for each request, however small
-its reply (20 us of a core; all of this takes 4), and takes `gzip;q=0` for a yes.
+its reply (6.4 us), and takes `gzip;q=0` for a yes.
 """
 
+import time
 from collections.abc import Collection
 
 from starlette.middleware.cors import CORSMiddleware
 
+from service.logs import about, access, writes_access_lines
 from service.origin import REQUEST_ID, new_request_id, request_id_of
 from service.protocols.asgi import App, Message, Receive, Scope, Send
 from service.protocols.content_coding import accepts_gzip, gzipped, is_worth_it
@@ -63,6 +68,7 @@ class Around:
             if cors_origins
             else None
         )
+        self._has_access_lines = writes_access_lines()
 
     async def answer(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Let `app` answer an HTTP request or a WebSocket."""
@@ -70,12 +76,27 @@ class Around:
         if request_id is None:
             request_id = new_request_id()
             scope["headers"] = [(REQUEST_ID, request_id), *scope["headers"]]
-        send = _Reply(scope, send, request_id).send
-        if self._cors is None:
-            await app(scope, receive, send)
-        else:
+        reply = _Reply(scope, send, request_id)
+        if self._cors is not None:
             scope[APP] = app
-            await self._cors(scope, receive, send)
+            app = self._cors
+        if not self._has_access_lines:
+            await app(scope, receive, reply.send)
+            return
+        began_s = time.perf_counter()
+        try:
+            await app(scope, receive, reply.send)
+        finally:
+            access.info(
+                "http",
+                extra=about(
+                    method=scope.get("method", "WEBSOCKET"),
+                    path=scope["path"],
+                    status=reply.status,
+                    request_id=request_id.decode(),
+                    duration_ms=round((time.perf_counter() - began_s) * 1e3, 3),
+                ),
+            )
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,18 +106,20 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
 class _Reply:
     """What one request's `send` becomes."""
 
-    __slots__ = ("_held", "_request_id", "_scope", "_send")
+    __slots__ = ("_held", "_request_id", "_scope", "_send", "status")
 
     def __init__(self, scope: Scope, send: Send, request_id: bytes) -> None:
         self._scope = scope
         self._send = send
         self._request_id = request_id
         self._held: Message | None = None  # the start of a reply that will be gzip
+        self.status: int | None = None  # None: nothing was sent
 
     async def send(self, message: Message) -> None:
         if message["type"] in STARTS:
             headers = [*message.get("headers", ()), (REQUEST_ID, self._request_id)]
             message["headers"] = headers
+            self.status = message.get("status", 101)  # a WebSocket that is accepted has none
             if is_worth_it(headers):
                 headers.append((b"vary", b"Accept-Encoding"))
                 if accepts_gzip(self._scope["headers"]):

@@ -16,10 +16,7 @@ Headers = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 
 
-_CLOSED = (
-    "the handler is closed",  # what uvloop says of a transport that was closed
-    "after sending 'websocket.close'",  # what uvicorn says
-)
+_CLOSED = "the handler is closed"  # what uvloop says of a transport that was closed
 
 
 class ClientGone(Exception):
@@ -30,18 +27,14 @@ def to_who_stays(send: Send) -> Send:
     """`send` that raises ClientGone once the connection is closed.
 
     Of requests that a client sent in a row, uvicorn tells only the last one's app that it left;
-    the replies to those before it, uvloop refuses by a RuntimeError. Of a WebSocket that is gone
-    uvicorn raises an OSError, as ASGI says, and of one that it has given up itself, because of a
-    frame over the limit or an unanswered ping, a RuntimeError.
+    the replies to those before it, uvloop refuses by a RuntimeError.
     """
 
     async def send_or_leave(message: Message) -> None:
         try:
             await send(message)
-        except OSError:
-            raise ClientGone from None
         except RuntimeError as error:
-            if any(closed in str(error) for closed in _CLOSED):
+            if _CLOSED in str(error):
                 raise ClientGone from None
             raise
 

@@ -51,6 +51,12 @@ class _Binding(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
+_FLAGS = {
+    (created, restarted): (Flag.CREATED if created else NO_FLAG)
+    | (Flag.RESTARTED if restarted else NO_FLAG)
+    for created in (False, True)
+    for restarted in (False, True)
+}
 _bindings = msgspec.json.Decoder(list[_Binding])
 
 
@@ -150,7 +156,7 @@ def answered(record: Record, answer: Answer) -> Reply:
         record.frame,
         record.item,
         answer.step,
-        Flag.CREATED if answer.created else NO_FLAG,
+        _FLAGS[answer.created, answer.restarted],
         answer.y,
     )
 

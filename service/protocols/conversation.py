@@ -19,16 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import msgspec
-
 from service.engine import Engine
 from service.errors import (
     CarouselError,
     ClientError,
     DrainingError,
     ForbiddenError,
-    InvalidJsonError,
-    RequestError,
     TooLongError,
     UnauthorizedError,
 )
@@ -39,6 +35,7 @@ from service.protocols.asgi import ClientGone, Message, Receive, Send
 from service.protocols.binary import Handles, Record, answered, refused
 from service.protocols.exchange import Exchange, refusal
 from service.protocols.frames import NO_HANDLE, Dtype, Reply, decode_requests, encode_replies
+from service.protocols.many import is_array, split
 from service.protocols.native import request_of, write_answer
 from service.wire import FrameId, decode_frame, encode, find_id
 
@@ -46,11 +43,11 @@ from service.wire import FrameId, decode_frame, encode, find_id
 # `websockets` takes unless told otherwise (1 MiB).
 REPLY_FRAME_BYTES = 256 << 10
 
+PROTOCOL = "ws"  # as metrics and spans name it
+
 GOING_AWAY = 1001
 POLICY = 1008
 TOO_BIG = 1009
-
-_arrays = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,9 @@ class Conversation:
         self._origin = origin
         self._max_frame_bytes = max_frame_bytes
         self._handles = Handles(tenant)
-        self._exchange: Exchange[Tag, Out] = Exchange(engine, tenant, _write_answer, _write_error)
+        self._exchange: Exchange[Tag, Out] = Exchange(
+            engine, tenant, _write_answer, _write_error, protocol=PROTOCOL
+        )
         self._close = Close(GOING_AWAY, "the server is shutting down")
         self._frames = 0  # that came
         self._next: Tag = Text(1)  # what is to be read next
@@ -176,12 +175,12 @@ class Conversation:
         )
 
     async def _read_text(self, body: bytes, caller: Caller) -> None:
-        if not body.lstrip(b" \t\r\n").startswith(b"["):
+        if not is_array(body):
             tag = Text(self._frames)
             await self._exchange.submit(tag, partial(self._text_request, tag, body, caller))
             return
         try:
-            bodies = _split(body)
+            bodies = split(body, self._engine.max_queue)
         except ClientError as error:
             await self._refuse(Text(self._frames), error)
             return
@@ -222,16 +221,6 @@ class Conversation:
 def _whole(frame: int) -> Record:
     """A binary frame of which no record can be named."""
     return Record(frame, 0, NO_HANDLE, Dtype.FLOAT32)
-
-
-def _split(body: bytes) -> list[bytes]:
-    try:
-        bodies = [bytes(one) for one in _arrays.decode(body)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidJsonError(f"the frame is not JSON: {error}") from error
-    if not bodies:
-        raise RequestError("the frame is an empty array, expected one body or more")
-    return bodies
 
 
 def _write_answer(tag: Tag, answer: Answer) -> Out:

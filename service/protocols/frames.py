@@ -273,7 +273,12 @@ def _decode(body: bytes, kind: Kind) -> Frame:
     # A product of two 32-bit numbers fits into 64 bits; a sum of several only if each is small.
     sizes = _sizes(heads)
     if records and int(sizes.max()) > len(body):
-        raise _wrong_size(body, values_at + int(sizes.max()) * dtype.numpy.itemsize, "or more")
+        place = int(sizes.argmax())
+        raise FrameError(
+            f"record {place} has {sizes[place]} values by its head, steps x width, in a frame of "
+            f"{len(body)} bytes",
+            item=place,
+        )
     count = int(sizes.sum())
     json_at = values_at + count * dtype.numpy.itemsize
     if json_at + json_bytes != len(body):

@@ -1,6 +1,6 @@
 """The native JSON routes, as one ASGI app.
 
-    POST   /predict         advance one session
+    POST   /predict         advance one session; or many, an array: service/protocols/many.py
     POST   /stream          NDJSON in, NDJSON out: service/protocols/ndjson.py
     POST   /forecast        what it would go on with: service/protocols/forecast.py
     GET    /sessions/{id}   where it stands
@@ -31,8 +31,9 @@ from service.errors import (
 from service.feedback import why_not
 from service.job import Answer, Job, Request
 from service.key_ring import Caller
+from service.logs import about
 from service.model import Model
-from service.origin import NOWHERE, Origin, origin_of
+from service.origin import NOWHERE, Origin, origin_of, request_id_of
 from service.pipeline import Pipeline
 from service.protocols.access import Access, require_admin
 from service.protocols.asgi import (
@@ -56,6 +57,8 @@ from service.protocols.copies import (
     session_id_of,
 )
 from service.protocols.forecast import read_forecast, serve_forecast
+from service.protocols.idempotency import idempotency_key_of
+from service.protocols.many import is_array, predict_many
 from service.protocols.ndjson import serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
@@ -91,12 +94,16 @@ class JsonRows:
         return decode_rows(self.raw, shape)
 
 
-def read_request(body: bytes, caller: Caller, origin: Origin = NOWHERE) -> Request:
+def read_request(
+    body: bytes, caller: Caller, origin: Origin = NOWHERE, idempotency_key: str | None = None
+) -> Request:
     """One /predict body of `caller`'s, or one line of /stream; ClientError if it is not one."""
-    return request_of(decode_envelope(body), caller, origin)
+    return request_of(decode_envelope(body), caller, origin, idempotency_key)
 
 
-def request_of(envelope: Envelope, caller: Caller, origin: Origin = NOWHERE) -> Request:
+def request_of(
+    envelope: Envelope, caller: Caller, origin: Origin, idempotency_key: str | None = None
+) -> Request:
     """What a body asks for, whichever protocol it came by."""
     return Request(
         key=SessionKey(caller.tenant, envelope.session_id),
@@ -106,6 +113,7 @@ def request_of(envelope: Envelope, caller: Caller, origin: Origin = NOWHERE) -> 
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
         most=caller.max_sessions,
+        idempotency_key=idempotency_key,
         origin=origin,
     )
 
@@ -172,7 +180,9 @@ class NativeApp:
         except CarouselError as error:
             await self._refuse(send, error)
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            request_id = (request_id_of(scope["headers"]) or b"").decode()
+            what = about(request_id=request_id, code=InternalError.code)
+            logger.exception("%s %s failed", scope["method"], scope["path"], extra=what)
             await self._refuse(send, InternalError("the server failed; its log says why"))
 
     async def _refuse(
@@ -184,7 +194,7 @@ class NativeApp:
     async def before_metrics(self) -> None:
         """What must be known at the moment that /metrics is asked."""
         try:
-            await self._engine.count_live()
+            await self._engine.show_metrics()
         except CarouselError as error:
             logger.error("the live sessions could not be counted: %s", error.message)
         except Exception:
@@ -201,8 +211,20 @@ class NativeApp:
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        origin = origin_of(scope["headers"], "predict")
-        job = await self._engine.submit(read_request(body, scope[CALLER], origin))
+        headers, caller = scope["headers"], _caller_of(scope)
+        origin, idempotency_key = origin_of(headers, "predict"), idempotency_key_of(headers)
+        if is_array(body):
+            reply = await predict_many(
+                self._engine,
+                body,
+                receive,
+                lambda one: read_request(one, caller, origin),
+                write_answer,
+                idempotency_key,
+            )
+            await send_json(send, reply)
+            return
+        job = await self._engine.submit(read_request(body, caller, origin, idempotency_key))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
         try:
             answer = await job.future

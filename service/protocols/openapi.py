@@ -10,6 +10,7 @@ from service.errors import (
     CapacityError,
     DrainingError,
     ForbiddenError,
+    IdempotencyConflictError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
@@ -27,7 +28,13 @@ from service.errors import (
     UnknownTokenError,
 )
 from service.protocols.openapi_copies import copy_paths
-from service.protocols.openapi_form import json_media, operation
+from service.protocols.openapi_form import (
+    ERROR_SCHEMA,
+    IDEMPOTENCY_KEY,
+    json_media,
+    one_or_many,
+    operation,
+)
 
 _REQUEST = {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
 _ANSWER = {
@@ -180,6 +187,16 @@ _ANSWER_SCHEMA: dict[str, Any] = {
         },
     },
 }
+_REFUSED_SCHEMA: dict[str, Any] = {
+    **ERROR_SCHEMA,
+    "required": ["error", "status"],
+    "properties": {
+        **ERROR_SCHEMA["properties"],
+        "status": {"type": "integer", "description": "What it would have been, sent alone."},
+        "session_id": {"type": "string"},
+        "step": {"type": "integer", "description": "The request's, if it had one."},
+    },
+}
 
 
 def native_paths() -> dict[str, dict[str, Any]]:
@@ -215,10 +232,16 @@ def native_paths() -> dict[str, dict[str, Any]]:
         "/predict": {
             "post": operation(
                 "predict",
-                "Advance one session by the rows of `x`, and begin it if there is none.",
-                json_media(_ANSWER_SCHEMA, _ANSWER),
-                run,
-                requestBody={"required": True, "content": json_media(_REQUEST_SCHEMA, _REQUEST)},
+                "Advance one session by the rows of `x`, and begin it if there is none. An array "
+                "of bodies is answered by an array, in the same order: each element a reply, or "
+                "{error, status, session_id, step}.",
+                json_media(one_or_many(_ANSWER_SCHEMA, _REFUSED_SCHEMA), _ANSWER),
+                (*run, IdempotencyConflictError),
+                parameters=[IDEMPOTENCY_KEY],
+                requestBody={
+                    "required": True,
+                    "content": json_media(one_or_many(_REQUEST_SCHEMA), _REQUEST),
+                },
             )
         },
         "/stream": {

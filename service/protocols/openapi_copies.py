@@ -6,6 +6,7 @@ from service.errors import (
     ArtifactError,
     CapacityError,
     ForbiddenError,
+    IdempotencyConflictError,
     IncompatibleError,
     InvalidJsonError,
     MethodNotAllowedError,
@@ -22,7 +23,7 @@ from service.errors import (
     UnauthorizedError,
     UnknownModelError,
 )
-from service.protocols.openapi_form import json_media, operation
+from service.protocols.openapi_form import IDEMPOTENCY_KEY, json_media, operation
 
 _SESSION = {
     "session_id": "pump-7",
@@ -68,13 +69,21 @@ def copy_paths(session_id: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "/sessions/{session_id}/fork": {
             "post": operation(
                 "fork",
-                "Copy a session, its last reply included, to another session id.",
+                "Copy a session, its last reply included, to another session id. Where the server "
+                "makes the id, a request with the same Idempotency-Key finds the same copy.",
                 json_media(
                     {"type": "object"},
                     {**_SESSION, "session_id": "pump-7-what-if", "forked_from": "pump-7"},
                 ),
-                (*body, SessionNotFoundError, SessionExistsError, StepConflictError, CapacityError),
-                parameters=[session_id],
+                (
+                    *body,
+                    SessionNotFoundError,
+                    SessionExistsError,
+                    StepConflictError,
+                    IdempotencyConflictError,
+                    CapacityError,
+                ),
+                parameters=[session_id, IDEMPOTENCY_KEY],
                 requestBody={"content": json_media(_FORK_SCHEMA, {"session_id": "pump-7-what-if"})},
             )
         },

@@ -20,6 +20,15 @@ ERROR_SCHEMA: dict[str, Any] = {
 }
 
 
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"},
+    "description": "Chosen by the client, another for each request; the same one again says that "
+    "it is the same request again. Not needed where there is a `step`.",
+}
+
+
 def operation(
     name: str,
     summary: str,
@@ -56,3 +65,9 @@ def json_media(schema: dict[str, Any], example: object) -> dict[str, Any]:
     if example is not None:
         media["example"] = example
     return {"application/json": media}
+
+
+def one_or_many(one: dict[str, Any], *other: dict[str, Any]) -> dict[str, Any]:
+    """`one`, or an array whose elements are `one` or an `other`."""
+    items = {"anyOf": [one, *other]} if other else one
+    return {"oneOf": [one, {"type": "array", "minItems": 1, "items": items}]}

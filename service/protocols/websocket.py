@@ -33,7 +33,8 @@ from service.errors import (
     UnauthorizedError,
     UpgradeRequiredError,
 )
-from service.origin import origin_of
+from service.logs import about
+from service.origin import origin_of, request_id_of
 from service.protocols.access import API_KEY, Access, carries_key
 from service.protocols.asgi import (
     ClientGone,
@@ -45,7 +46,7 @@ from service.protocols.asgi import (
     send_error,
     to_who_stays,
 )
-from service.protocols.conversation import GOING_AWAY, POLICY, Close, Conversation
+from service.protocols.conversation import GOING_AWAY, POLICY, PROTOCOL, Close, Conversation
 from service.protocols.native import no_method
 from service.protocols.seats import Seats
 from service.protocols.uvicorn_sockets import Line
@@ -65,6 +66,7 @@ CODES: dict[type[CarouselError], int] = {
     DrainingError: GOING_AWAY,
     CapacityError: TRY_LATER,
 }
+GIVEN_UP = "after sending 'websocket.close'"  # what uvicorn says of a message that comes later
 WHERE_KEYS_GO = 'expected {"api_key": KEY} as the first frame, or a header of the handshake'
 AUTHENTICATED: Message = {"type": "websocket.send", "text": '{"authenticated":true}'}
 
@@ -115,7 +117,7 @@ class WebSocketApp:
         line = Line(receive)
         self._note_open(line)
         try:
-            await self._answer(scope, receive, to_who_stays(send))
+            await self._answer(scope, receive, _to_who_is_there(send))
             await _client_leaves(receive)
             line.abort()
         except ClientGone:
@@ -170,9 +172,10 @@ class WebSocketApp:
         try:
             await send({"type": "websocket.accept"})
             if tenant is None:
-                found = await self._show_key(scope, receive, send)
+                found = await self._show_key(scope, receive)
                 self._seats.know(found)
                 tenant = found
+                await send(AUTHENTICATED)
             elif not self._access.wants_keys:
                 receive = _past_needless_key(receive, send)
             close = await self._conversation(scope, tenant).hold(receive, send)
@@ -181,7 +184,9 @@ class WebSocketApp:
         except ClientGone:
             raise
         except Exception:
-            logger.exception("%s failed", PATH)
+            request_id = (request_id_of(scope["headers"]) or b"").decode()
+            what = about(request_id=request_id, code=InternalError.code)
+            logger.exception("%s failed", PATH, extra=what)
             close = await self._give_up(InternalError("the server failed; its log says why"), send)
         finally:
             self._seats.leave(tenant)
@@ -193,7 +198,7 @@ class WebSocketApp:
             self._engine,
             tenant,
             lambda: self._access.admit(scope),
-            origin_of(scope["headers"], "ws"),
+            origin_of(scope["headers"], PROTOCOL),
             self._max_frame_bytes,
         )
 
@@ -203,7 +208,7 @@ class WebSocketApp:
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), FAILED)
         return Close(code, error.message)
 
-    async def _show_key(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _show_key(self, scope: Scope, receive: Receive) -> str:
         """The tenant of the key in the first frame; from then on it is among the headers.
 
         Raises:
@@ -229,9 +234,7 @@ class WebSocketApp:
         if key is None:
             raise UnauthorizedError(f"the first frame shows no API key; {WHERE_KEYS_GO}")
         scope["headers"] = [*scope["headers"], (API_KEY, key.encode())]
-        tenant = self._access.admit(scope).tenant
-        await send(AUTHENTICATED)
-        return tenant
+        return self._access.admit(scope).tenant
 
     async def _refuse_http(self, scope: Scope, send: Send) -> None:
         method = scope["method"]
@@ -243,6 +246,26 @@ class WebSocketApp:
             error, headers = no_method(PATH, method, ["GET"]), [(b"allow", b"GET")]
         self._engine.metrics.refused(error)
         await send_error(to_who_stays(send), error, headers)
+
+
+def _to_who_is_there(send: Send) -> Send:
+    """`send` that raises ClientGone once the connection is.
+
+    Of one that is gone uvicorn raises an OSError, as ASGI says; of one that it has given up
+    itself, because of a frame over the limit or an unanswered ping, a RuntimeError.
+    """
+
+    async def send_or_leave(message: Message) -> None:
+        try:
+            await send(message)
+        except OSError:
+            raise ClientGone from None
+        except RuntimeError as error:
+            if GIVEN_UP in str(error):
+                raise ClientGone from None
+            raise
+
+    return send_or_leave
 
 
 def _key_in(message: Message) -> str | None:

@@ -410,6 +410,25 @@ def test_the_openapi_page_shows_our_routes_with_examples(client: httpx.Client) -
     assert set(replies) == {"application/x-ndjson", "text/event-stream"}
 
 
+def test_an_array_is_answered_by_an_array(client: httpx.Client, models: dict[str, Model]) -> None:
+    """Over the wire, through the whole server: many sessions, a refusal among them."""
+    xs = [sequence("sine-cell", 6, seed) for seed in range(20)]
+    bodies = [
+        {"session_id": f"array-{n}", "x": x[at : at + 3].tolist(), "model": "sine-cell"}
+        for at in (0, 3)
+        for n, x in enumerate(xs)
+    ]
+    bodies.insert(20, {"session_id": "array-0", "x": [[0.5]], "model": "sine-cell", "step": 9})
+    reply = client.post("/predict", json=bodies)
+    assert reply.status_code == 200
+    replies = reply.json()
+    refused = replies.pop(20)
+    assert (refused["status"], refused["session_id"], refused["step"]) == (409, "array-0", 9)
+    for n, x in enumerate(xs):
+        ys = [one["y"] for one in (replies[n], replies[20 + n])]
+        assert ys[0] + ys[1] == whole(models["sine-cell"], x)
+
+
 def test_the_example_of_the_openapi_page_works(client: httpx.Client) -> None:
     """Sent as it stands, but for the model, of which three are served here."""
     operation = client.get("/docs.json").json()["paths"]["/predict"]["post"]
