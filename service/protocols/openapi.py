@@ -30,6 +30,7 @@ from service.errors import (
     UnknownModelError,
     UnknownTokenError,
     UnsupportedEncodingError,
+    UpgradeRequiredError,
 )
 from service.protocols.openapi_bodies import (
     ANSWER_MANY_SCHEMA,
@@ -107,6 +108,22 @@ def native_paths() -> dict[str, dict[str, Any]]:
                         "application/x-ndjson", PREDICT_SCHEMA, sessions=_lines(STREAM)
                     ),
                 },
+            )
+        },
+        "/ws": {
+            "get": operation(
+                "ws",
+                "A WebSocket: /predict bodies as text frames in, replies as text frames out, or "
+                "many sessions in a binary frame; docs/serving.md has the layout.",
+                {},
+                (
+                    *CALLER,
+                    MethodNotAllowedError,
+                    UpgradeRequiredError,
+                    CapacityError,
+                    DrainingError,
+                ),
+                done="101",
             )
         },
         "/forecast": {

@@ -36,6 +36,7 @@ from service.errors import (
     UnknownModelError,
     UnknownTokenError,
     UnsupportedEncodingError,
+    UpgradeRequiredError,
 )
 
 SINE, SERIES = "sine-cell:0123456789abcdef", "series-lstm:fedcba9876543210"
@@ -151,6 +152,7 @@ _EXAMPLES: tuple[CarouselError, ...] = (
         expected=0,
         got=5,
     ),
+    UpgradeRequiredError("/ws is a WebSocket, and this GET asks for no upgrade; open ws://HOST/ws"),
     CapacityError(
         "4096 requests are waiting, the server takes 4096; retry in 1 s",
         limit="queue",

@@ -87,8 +87,10 @@ def operation(
     *,
     parameters: tuple[dict[str, Any], ...] = (),
     needs_key: bool = True,
+    done: str = "200",
     **more: Any,
 ) -> dict[str, Any]:
+    """One operation; `done` is the status of what was asked for."""
     return {
         "tags": [TAG],
         "operationId": f"carousel__{name}",
@@ -97,7 +99,7 @@ def operation(
         "security": KEYS if needs_key else [{}],
         **more,
         "responses": {
-            "200": {"description": "Done.", "headers": REPLY_ID, "content": content},
+            done: {"description": "Done.", "headers": REPLY_ID, "content": content},
             **_refusals(errors),
         },
     }
