@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -145,6 +146,17 @@ def start_server(
     return Server(process, port, log, int(settings["CAROUSEL_GRPC_PORT"]))
 
 
+@contextmanager
+def serving(directory: Path, *what: str, **settings: Any) -> Iterator[Server]:
+    """`start_server`, once it listens, and until the block ends."""
+    server = start_server(directory, *what, **settings)
+    try:
+        server.wait_until_it_listens()
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of three artifacts: one feature wide, eight wide, and one that can overflow."""
@@ -166,12 +178,8 @@ def models(artifacts: Path) -> dict[str, Model]:
 @pytest.fixture(scope="session")
 def server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One service for all tests that leave it as it was."""
-    server = start_server(tmp_path_factory.mktemp("server"), CAROUSEL_ARTIFACTS=str(artifacts))
-    try:
-        server.wait_until_it_listens()
+    with serving(tmp_path_factory.mktemp("server"), CAROUSEL_ARTIFACTS=str(artifacts)) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -202,13 +210,9 @@ def demo_server(
 ) -> Iterator[Server]:
     """What `make serve` runs, on a free port."""
     root = demo_artifacts["sine-cell"].path.parents[1]
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("demos"),
         CAROUSEL_ARTIFACTS=str(root),
         CAROUSEL_DEFAULT_MODEL="sine-cell",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()

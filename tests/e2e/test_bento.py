@@ -11,7 +11,7 @@ import pytest
 import yaml
 from httpx_sse import connect_sse
 
-from tests.e2e.conftest import BENTOML, ROOT, SERIES, SINE, Server, environment, start_server
+from tests.e2e.conftest import BENTOML, ROOT, SERIES, SINE, Server, environment, serving
 from tests.e2e.test_stream import duplex, line
 from tests.service.build_artifact import build_artifact
 
@@ -62,19 +62,15 @@ def served(bento: Path, home: Path, no_torch: Path, tmp_path: Path) -> Iterator[
     """`bentoml serve carousel:latest`, from an empty directory."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    server = start_server(
+    with serving(
         tmp_path,
         "carousel:latest",
         cwd=elsewhere,
         home=home,
         PYTHONPATH=str(no_torch),
         CAROUSEL_STORE_PATH="",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def test_the_bento_holds_the_service_and_the_models_and_no_more(bento: Path) -> None:
@@ -138,15 +134,11 @@ def test_the_models_of_bentomls_store_are_served_where_there_is_nothing_else(
     """The checkout, no artifacts/; and by tag."""
     nowhere = str(tmp_path / "nowhere")
     for models, names in [("", ["series-lstm", "sine-cell"]), ("sine-cell:latest", ["sine-cell"])]:
-        server = start_server(
+        with serving(
             tmp_path, home=home, CAROUSEL_ARTIFACTS=nowhere, CAROUSEL_MODELS=models
-        )
-        try:
-            server.wait_until_it_listens()
+        ) as server:
             served = httpx.get(server.url + "/readyz").json()["models"]
             assert [name.partition(":")[0] for name in served] == names
-        finally:
-            server.stop()
 
 
 def test_torch_is_really_out_of_reach(no_torch: Path) -> None:

@@ -33,7 +33,7 @@ from service.client import (
 )
 from service.model import Model
 from tests.chaos.cutting import CuttingProxy
-from tests.e2e.conftest import FRAGILE, ROOT, SERIES, SINE, Server, start_server
+from tests.e2e.conftest import FRAGILE, ROOT, SERIES, SINE, Server, serving
 from tests.e2e.test_keys import keys
 from tests.service.build_artifact import build_artifact
 from tests.service.test_text import DREAMER
@@ -49,17 +49,13 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
     for spec in (SINE, SERIES, FRAGILE, DREAMER):
         build_artifact(directory / "artifacts", spec)
     key = keys("new", "--tenant", "acme", "--file", str(directory / "keys.toml"))
-    server = start_server(
+    with serving(
         directory,
         CAROUSEL_ARTIFACTS=str(directory / "artifacts"),
         CAROUSEL_API_KEYS_FILE=str(directory / "keys.toml"),
         CAROUSEL_MAX_QUEUE="4",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server, key
-    finally:
-        server.stop()
 
 
 @pytest.fixture

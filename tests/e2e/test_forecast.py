@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from httpx_sse import connect_sse
 
-from tests.e2e.conftest import SERIES, SINE, Server, start_server
+from tests.e2e.conftest import SERIES, SINE, Server, serving
 from tests.service.build_artifact import build_artifact
 from tests.service.test_forecast import ESCAPING, LOOP, NOISY
 from tests.service.test_text import DREAMER, JUDGE
@@ -28,16 +28,12 @@ def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root: Path = tmp_path_factory.mktemp("forecasts")
     for spec in (SINE, SERIES, LOOP, NOISY, ESCAPING, DREAMER, JUDGE):
         build_artifact(root, spec)
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("server"),
         CAROUSEL_ARTIFACTS=str(root),
         CAROUSEL_MAX_FORECAST_STEPS=str(LONG),
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -236,9 +232,7 @@ def test_a_server_that_is_stopped_ends_its_forecasts(
     """SIGTERM in the middle: every line comes, then the server ends."""
     root = tmp_path_factory.mktemp("one")
     build_artifact(root, LOOP)
-    server = start_server(tmp_path, CAROUSEL_ARTIFACTS=str(root))
-    try:
-        server.wait_until_it_listens()
+    with serving(tmp_path, CAROUSEL_ARTIFACTS=str(root)) as server:
         with server.client() as client:
             begin(client, "s", "loop", [[20.0, 20.0]])
             body = {"session_id": "s", "horizon": 5_000}
@@ -250,5 +244,3 @@ def test_a_server_that_is_stopped_ends_its_forecasts(
         assert len(head) + len(rest) == 5_002
         assert rest[-1] == {"done": True, "step": 5_001}
         server.process.wait(timeout=30)
-    finally:
-        server.stop()

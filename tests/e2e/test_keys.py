@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import ROOT, Server, Start, environment, free_port, start_server
+from tests.e2e.conftest import ROOT, Server, Start, environment, free_port, serving
 from tests.e2e.test_stream import line
 
 OUTER = """
@@ -184,7 +184,7 @@ def locked(
     artifacts: Path, key_file: Path, acme: str, zeta: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A service with two tenants' keys, its key file named from its working directory."""
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("locked"),
         str(ROOT),
         cwd=key_file.parent,
@@ -192,12 +192,8 @@ def locked(
         CAROUSEL_API_KEYS_FILE=key_file.name,
         CAROUSEL_DEFAULT_MODEL="sine-cell",
         BENTOML_HOST="",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def test_with_keys_the_network_is_let_in_and_strangers_are_not(locked: Server, acme: str) -> None:

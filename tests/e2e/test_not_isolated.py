@@ -11,7 +11,7 @@ import pytest
 from service.artifact import Artifact
 from service.manifest import MANIFEST
 from service.model import Model
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, serving
 from tests.e2e.test_stream import line, stream
 
 STOCK = {"sine-cell": "onnx-int8", "series-lstm": "torchscript-int8"}
@@ -39,14 +39,10 @@ def stock_server(
     stock_artifacts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """It serves both."""
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("server"), CAROUSEL_ARTIFACTS=str(stock_artifacts)
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -87,13 +83,11 @@ def test_stock_int8_is_refused_where_batches_are_asked_for(
     stock_artifacts: Path, demo_artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
     """/readyz, the requests and the log say why and what to do; a model without it is served."""
-    server = start_server(
+    with serving(
         tmp_path,
         CAROUSEL_MODELS=f"{stock_artifacts / 'series-lstm'},{demo_artifacts['sine-cell'].path}",
         CAROUSEL_MAX_BATCH="64",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         with server.client() as client:
             ready = client.get("/readyz")
             error = ready.json()["error"]
@@ -106,5 +100,3 @@ def test_stock_int8_is_refused_where_batches_are_asked_for(
             assert client.post("/predict", json=line("s", [[0.5]])).status_code == 200
         version = demo_artifacts["series-lstm"].manifest.version
         assert f"series-lstm:{version} is not served: torchscript-int8 of " in server.text()
-    finally:
-        server.stop()

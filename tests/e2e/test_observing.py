@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import promql
-from tests.e2e.conftest import ROOT, Server, start_server
+from tests.e2e.conftest import ROOT, Server, serving
 from tests.e2e.documents import commands, steady
 from tests.e2e.otlp import Collector, collecting
 
@@ -40,7 +40,7 @@ def watched(
     artifacts: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """Two workers, all that they tell turned on, after one of each kind of request."""
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("watched"),
         CAROUSEL_ARTIFACTS=str(artifacts),
         CAROUSEL_DEFAULT_MODEL="sine-cell",
@@ -49,14 +49,10 @@ def watched(
         CAROUSEL_ACCESS_LOG="true",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.port}",
         OTEL_BSP_SCHEDULE_DELAY="100",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         wait_for(lambda: value(server, "carousel_workers") == WORKERS)
         ask(server)
         yield server
-    finally:
-        server.stop()
 
 
 # What /v2/models/stats is made of: panels show the same as histograms.

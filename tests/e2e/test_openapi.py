@@ -22,7 +22,7 @@ from service.protocols.openapi import native_paths
 from service.protocols.openapi_bodies import OTHER_VERSION, SINE_VERSION
 from service.snapshot import Keyring
 from service.store.open import open_store
-from tests.e2e.conftest import FRAGILE, SERIES, SINE, Server, free_port, start_server
+from tests.e2e.conftest import FRAGILE, SERIES, SINE, Server, free_port, serving
 from tests.service.build_artifact import Spec, build_artifact
 from tests.service.test_engine import run, running
 from tests.service.test_native import ACME, ANYBODY, KEYS, ZETA, bearer
@@ -70,16 +70,12 @@ def service(
     versions: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     root = versions["older"].parents[1]
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("server"),
         CAROUSEL_ARTIFACTS=str(root),
         CAROUSEL_DEFAULT_MODEL=f"sine-cell:{versions['older'].name}",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

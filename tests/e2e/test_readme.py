@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.artifact import Artifact
-from tests.e2e.conftest import ROOT, Server, start_server
+from tests.e2e.conftest import ROOT, Server, serving
 from tests.e2e.documents import commands
 
 
@@ -73,21 +73,17 @@ def test_the_key_that_readme_makes_lets_its_holder_in(
     environment["KEY"] = run(make)
     assert len(environment["KEY"]) == len(shown[0])
     assert serve == "CAROUSEL_API_KEYS_FILE=keys.toml make serve"
-    server = start_server(
+    with serving(
         tmp_path,
         CAROUSEL_ARTIFACTS=str(demo_artifacts["sine-cell"].path.parents[1]),
         CAROUSEL_DEFAULT_MODEL="sine-cell",
         CAROUSEL_API_KEYS_FILE=str(tmp_path / "keys.toml"),
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         assert len(curls) == 2
         for command, (line,) in curls:
             reply = json.loads(run(command.replace("localhost:3000", f"127.0.0.1:{server.port}")))
             reply.pop("version", None)
             assert reply == plain(line), command
-    finally:
-        server.stop()
 
 
 def is_of_keys(command: str) -> bool:

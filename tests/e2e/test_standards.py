@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from service.model import Model
-from tests.e2e.conftest import SINE, Server, start_server
+from tests.e2e.conftest import SINE, Server, serving
 from tests.e2e.test_http import sequence, whole
 from tests.e2e.test_stream import Duplex, line
 from tests.service.build_artifact import build_artifact
@@ -48,18 +48,14 @@ def service(pages: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """One that lets the pages of `localhost` ask, and those of `127.0.0.1` not."""
     root = tmp_path_factory.mktemp("standards")
     build_artifact(root / "artifacts", SINE)
-    server = start_server(
+    with serving(
         root,
         CAROUSEL_ARTIFACTS=str(root / "artifacts"),
         CAROUSEL_CORS_ORIGINS=f"http://{pages[0]}, https://app.example",
         CAROUSEL_MAX_BODY_BYTES=str(MAX_BODY_BYTES),
         CAROUSEL_STORE="memory",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, serving
 from tests.service.build_artifact import build_artifact
 from tests.service.test_text import DREAMER, GUARD, JUDGE
 
@@ -19,12 +19,8 @@ def text_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root: Path = tmp_path_factory.mktemp("pipelines")
     for spec in (DREAMER, JUDGE, GUARD):
         build_artifact(root, spec)
-    server = start_server(tmp_path_factory.mktemp("server"), CAROUSEL_ARTIFACTS=str(root))
-    try:
-        server.wait_until_it_listens()
+    with serving(tmp_path_factory.mktemp("server"), CAROUSEL_ARTIFACTS=str(root)) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -76,10 +72,10 @@ def test_labels_and_alarms_over_http(text_client: httpx.Client) -> None:
 
 
 def test_the_page_describes_every_field(text_client: httpx.Client) -> None:
-    """What a reply may hold, and what a request may ask."""
+    """What a reply may hold, and what a request may ask, of one session."""
     operation = text_client.get("/docs.json").json()["paths"]["/predict"]["post"]
-    asked = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert {"want", "choose"} <= set(asked)
-    answered = operation["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
-    assert {"text", "tokens", "labels", "probabilities", "alarm"} <= set(answered)
+    asked = operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"][0]
+    assert {"want", "choose"} <= set(asked["properties"])
+    answered = operation["responses"]["200"]["content"]["application/json"]["schema"]["oneOf"][0]
+    assert {"text", "tokens", "labels", "probabilities", "alarm"} <= set(answered["properties"])
     assert "`unknown_token`" in operation["responses"]["400"]["description"]

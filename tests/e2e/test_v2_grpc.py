@@ -31,7 +31,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from service.model import Model
-from tests.e2e.conftest import Server, Start, start_server
+from tests.e2e.conftest import Server, Start, serving
 from tests.e2e.test_http import sequence
 from tests.service.build_artifact import Array
 
@@ -42,17 +42,13 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 @pytest.fixture(scope="module")
 def rpc(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two workers that share the port and the sessions."""
-    server = start_server(
+    with serving(
         tmp_path_factory.mktemp("rpc"),
         CAROUSEL_ARTIFACTS=str(artifacts),
         CAROUSEL_WORKERS="2",
         CAROUSEL_MAX_BODY_BYTES="1000000",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

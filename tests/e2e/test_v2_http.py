@@ -22,7 +22,7 @@ from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
 from service.model import Model
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, serving
 from tests.e2e.test_http import sequence
 from tests.service.build_artifact import Array, build_artifact
 from tests.service.test_text import GUARD, JUDGE, SPEAKER, WRITER
@@ -36,17 +36,13 @@ def v2_server(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     root = tmp_path_factory.mktemp("v2")
     for spec in (WRITER, SPEAKER, JUDGE, GUARD):
         build_artifact(root / "artifacts", spec)
-    server = start_server(
+    with serving(
         root,
         CAROUSEL_MODELS=f"{artifacts},{root / 'artifacts'}",
         CAROUSEL_MAX_BODY_BYTES=str(MAX_BODY_BYTES),
         CAROUSEL_STORE="memory",
-    )
-    try:
-        server.wait_until_it_listens()
+    ) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

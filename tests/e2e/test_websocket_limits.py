@@ -19,7 +19,7 @@ from websockets.frames import Opcode
 
 from service.key_ring import digest_of_key
 from service.protocols.frames import NO_HANDLE, Binding, Send, decode_replies, encode_requests
-from tests.e2e.conftest import ROOT, Server, Start, environment, start_server
+from tests.e2e.conftest import ROOT, Server, Start, environment, serving
 from tests.e2e.ws_client import BareClient, ask, body, connected, read, records_in, rest
 
 HOST_TIMEOUT_S = 1
@@ -72,13 +72,9 @@ def place(
     artifacts: Path, settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
     options: dict[str, Any] = {**settings, "CAROUSEL_ARTIFACTS": str(artifacts)}
-    server = start_server(tmp_path_factory.mktemp("place"), **options)
-    try:
-        server.wait_until_it_listens()
+    with serving(tmp_path_factory.mktemp("place"), **options) as server:
         yield Place(server, Path(settings["CAROUSEL_API_KEYS_FILE"]))
         assert "Traceback" not in server.text()
-    finally:
-        server.stop()
 
 
 def bearer(key: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from export.__main__ import main
 from export.calling.call import parse_call
 from service.pipeline import Pipeline
-from tests.e2e.conftest import start_server
+from tests.e2e.conftest import serving
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "exporting.md").read_text()
@@ -66,13 +66,9 @@ def test_the_five_minutes_run_as_they_stand(tmp_path: Path) -> None:
     for command in (train, export):
         subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=environment, check=True)
     assert serve == "bentoml serve"
-    server = start_server(tmp_path, CAROUSEL_ARTIFACTS=str(tmp_path / "artifacts"))
-    try:
-        server.wait_until_it_listens()
+    with serving(tmp_path, CAROUSEL_ARTIFACTS=str(tmp_path / "artifacts")) as server:
         local = ask.replace("localhost:3000", f"127.0.0.1:{server.port}")
         done = subprocess.run(["bash", "-ec", local], capture_output=True, check=True)
-    finally:
-        server.stop()
     reply = json.loads(done.stdout)
     assert (reply["model"], reply["step"], len(reply["y"])) == ("pump", 2, 2)
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from service.model import Model
 from tests.chaos.oracle import Chunk, Ledger
-from tests.e2e.conftest import SINE, Server, start_server
+from tests.e2e.conftest import SINE, Server, serving
 from tests.service.build_artifact import build_artifact
 
 VICTIM = "victim"
@@ -61,17 +61,15 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     root = tmp_path_factory.mktemp("fuzz")
     path: Path = build_artifact(root / "artifacts", SINE)
     # A small limit, so that bodies beyond it are cheap.
-    server = start_server(
-        root,
-        CAROUSEL_ARTIFACTS=str(root / "artifacts"),
-        CAROUSEL_MAX_BODY_BYTES="20000",
-        CAROUSEL_STORE="memory",
-    )
-    try:
-        server.wait_until_it_listens()
-        with server.client() as client:
-            target = Target(server, client, Model.load(path))
-            yield target
-            target.is_well()
-    finally:
-        server.stop()
+    with (
+        serving(
+            root,
+            CAROUSEL_ARTIFACTS=str(root / "artifacts"),
+            CAROUSEL_MAX_BODY_BYTES="20000",
+            CAROUSEL_STORE="memory",
+        ) as server,
+        server.client() as client,
+    ):
+        target = Target(server, client, Model.load(path))
+        yield target
+        target.is_well()

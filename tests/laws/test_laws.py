@@ -25,7 +25,7 @@ from service.model import Model
 from service.pipeline import Pipeline
 from service.runtime import Runtime
 from tests.bits import same_bits
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, serving
 
 Array = np.ndarray
 NAMES = ("sine-cell", "series-lstm")
@@ -163,16 +163,12 @@ def server(
     variant = str(request.param)
 
     root = demo_artifacts["sine-cell"].path.parents[1]
-    started = start_server(
+    with serving(
         tmp_path_factory.mktemp("laws"),
         CAROUSEL_ARTIFACTS=str(root),
         CAROUSEL_VARIANT=variant,
-    )
-    try:
-        started.wait_until_it_listens()
+    ) as started:
         yield variant, started
-    finally:
-        started.stop()
 
 
 async def stream(

@@ -28,7 +28,7 @@ from service.model import Model
 from service.runtime import Runtime
 from tests.bits import same_bits
 from tests.conftest import ROOT
-from tests.e2e.conftest import Server, start_server
+from tests.e2e.conftest import Server, serving
 
 Array = np.ndarray
 STEPS = 400
@@ -164,12 +164,8 @@ def test_a_row_in_a_batch_gives_what_it_gives_alone(name: str, zoo: dict[str, Ex
 def server(zoo: dict[str, Exported], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One real `bentoml serve` of all of them."""
     root = zoo["sine-cell"].artifact.path.parents[1]
-    started = start_server(tmp_path_factory.mktemp("zoo-serve"), CAROUSEL_ARTIFACTS=str(root))
-    try:
-        started.wait_until_it_listens()
+    with serving(tmp_path_factory.mktemp("zoo-serve"), CAROUSEL_ARTIFACTS=str(root)) as started:
         yield started
-    finally:
-        started.stop()
 
 
 @every_model
