@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.conditions import conditions
-from benchmarks.peers.contestants import BASELINE, CONTESTANTS, NDJSON, UNARY, V2, WEBSOCKET
-from benchmarks.peers.contestants import WEBSOCKET_TEXT as TEXT
+from benchmarks.peers.contestants import BASELINE, CONTESTANTS, WAYS
 from benchmarks.peers.measure import Plan, Run, summarise
 from benchmarks.peers.network import HIDDEN, ROOT, Loop, write_network
 from benchmarks.peers.report import plot, show, write_json
 from benchmarks.peers.stage import Stage
 from benchmarks.peers.venvs import VenvError, versions
 
-WAYS = (UNARY, NDJSON, TEXT, WEBSOCKET, V2)
-SHOWN = ("bentoml", "fastapi", "litserve", "mlserver", "numpy", "onnxruntime", "ray", "torch")
-SHOWN += ("starlette", "uvicorn")
+SHOWN = (  # packages whose versions are reported, of a peer that has them
+    *("bentoml", "fastapi", "litserve", "mlserver", "ray"),
+    *("numpy", "onnxruntime", "starlette", "torch", "uvicorn"),
+)
 EPILOG = (
     "Each peer gets an environment of its own under --cache, of the versions in "
     "benchmarks/peers/apps/*/requirements.txt (some 2.5 GB with torch). Nobody else should use the "
@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         write_json(arguments.json, rows, findings, found)
     if arguments.plot and rows:
-        caption = f"{found['cpu']}, {os.cpu_count()} cores, {begun:%Y-%m-%d}, hidden {network.hidden}"
+        caption = (
+            f"{found['cpu']}, {os.cpu_count()} cores, {begun:%Y-%m-%d}, hidden {network.hidden}"
+        )
         plot(arguments.plot, rows, arguments.baseline, caption)
     return 0 if rows or findings.losses else 1
 

@@ -148,9 +148,7 @@ def longest_chain(
 # A reply that is lost ----------------------------------------------------------------------------
 
 
-async def retry(
-    way: Way, port: int, loop: PlainLoop, name: str, *, says_step: bool
-) -> str:
+async def retry(way: Way, port: int, loop: PlainLoop, name: str, *, says_step: bool) -> str:
     """What a step counted for that was sent twice, since its reply was lost: "once", "twice", .."""
     first, lost, after = rows_of(name, 3, loop.width)
     index: Callable[[int], int | None] = lambda step: step if says_step else None  # noqa: E731

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.peers.links import LINKS, LinkError, Row
 from benchmarks.peers.servers import START_TIMEOUT_S, Server, ServerError
@@ -39,10 +40,9 @@ class Client:
     async def step(self, name: str, x: Row, step: int | None = None) -> list[float]:
         """The row of y; LinkError if the server refuses, goes away or hangs."""
         future = self.send(name, x, step)
+        either: list[asyncio.Future[Any]] = [future, self._link.trouble]
         done, _ = await asyncio.wait(
-            [future, self._link.trouble],
-            timeout=STEP_TIMEOUT_S,
-            return_when=asyncio.FIRST_COMPLETED,
+            either, timeout=STEP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
         )
         if future in done:
             return self._link.read_y(future.result())

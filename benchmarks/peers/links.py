@@ -22,7 +22,7 @@ import httptools
 Answered = Callable[[int, bytes], None]
 Row = Sequence[float]
 
-KEY = "Y2Fyb3VzZWwtcGVlcnMtMTI="  # any 16 bytes, base64 (RFC 6455, 4.1)
+KEY = "Y2Fyb3VzZWwtcGVlcnMtMQ=="  # any 16 bytes, base64 (RFC 6455, 4.1)
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # opcodes of frames
 
 
@@ -104,6 +104,9 @@ class HttpLink(Link):
     def question(self, session: int, x: Row, *, is_first: bool, step: int | None = None) -> bytes:
         return post(self.path, json.dumps(self.body(session, x, is_first, step)).encode())
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of a reply."""
+
     def ask(self, session: int, question: bytes) -> None:
         self._session = session
         self.transport.write(question)
@@ -130,17 +133,45 @@ class HttpLink(Link):
 class V2Link(HttpLink):
     """The Open Inference Protocol v2 with Triton's sequence extension, tensors as JSON."""
 
+    def parameters(self, session: int, is_first: bool) -> dict[str, object]:
+        start = {"sequence_start": True} if is_first else {}
+        return {"sequence_id": self.names[session], **start}
+
     def body(self, session: int, x: Row, is_first: bool, step: int | None) -> dict[str, object]:
-        parameters: dict[str, object] = {"sequence_id": self.names[session]}
-        if is_first:
-            parameters["sequence_start"] = True
         tensor = {"name": "x", "shape": [1, 1, len(x)], "datatype": "FP32", "data": list(x)}
-        return {"parameters": parameters, "inputs": [tensor]}
+        return {"parameters": self.parameters(session, is_first), "inputs": [tensor]}
 
     def read_y(self, body: bytes) -> list[float]:
         outputs = {tensor["name"]: tensor["data"] for tensor in json.loads(body)["outputs"]}
         row: list[float] = outputs["y"]
         return row
+
+
+class V2BinaryLink(V2Link):
+    """The same with the bytes of tensors after the JSON, as tritonclient sends it by default."""
+
+    json_bytes = 0  # of the last reply
+
+    def question(self, session: int, x: Row, *, is_first: bool, step: int | None = None) -> bytes:
+        body = self.body(session, x, is_first, step)
+        values = struct.pack(f"<{len(x)}f", *x)
+        tensor = {"name": "x", "shape": [1, 1, len(x)], "datatype": "FP32"}
+        body["inputs"] = [tensor | {"parameters": {"binary_data_size": len(values)}}]
+        body["parameters"] = self.parameters(session, is_first) | {"binary_data_output": True}
+        text = json.dumps(body).encode()
+        length = f"Inference-Header-Content-Length: {len(text)}\r\n"
+        return post(self.path, text + values, "application/octet-stream", length)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"inference-header-content-length":
+            self.json_bytes = int(value)
+
+    def read_y(self, body: bytes) -> list[float]:
+        values = body[self.json_bytes :]
+        outputs = json.loads(body[: self.json_bytes])["outputs"]
+        if [tensor["name"] for tensor in outputs] != ["y"]:
+            raise LinkError(f"expected the one output y as bytes, got {body[:300]!r}")
+        return list(struct.unpack(f"<{len(values) // 4}f", values))
 
 
 class NdjsonLink(Link):
@@ -341,6 +372,7 @@ class BinaryLink(FramesLink):
 LINKS: dict[str, type[Link]] = {
     "http": HttpLink,
     "v2": V2Link,
+    "v2 binary": V2BinaryLink,
     "ndjson": NdjsonLink,
     "own text frames": OwnTextLink,
     "text frames": TextLink,
@@ -353,9 +385,9 @@ def predict_body(name: str, x: Row, step: int | None) -> dict[str, object]:
     return body if step is None else {**body, "step": step}
 
 
-def post(path: str, body: bytes) -> bytes:
+def post(path: str, body: bytes, kind: str = "application/json", headers: str = "") -> bytes:
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{headers}"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -10,8 +10,8 @@ Rules
   counted: user and system time of its processes, and of their children that have ended.
 - Rates are of the same seconds. On shared cores they are worth less than CPU time.
 
-The loop waits by select(), whose timeouts are microseconds: epoll's are milliseconds, which would be
-most of a latency.
+The loop waits by select(), whose timeouts are microseconds: epoll's are milliseconds, which would
+be most of a latency.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.links import LINKS, Link, LinkError
 
@@ -94,7 +95,8 @@ class Load:
         await self._connect()
         troubles = [link.trouble for link in self._links]
         work = asyncio.ensure_future(self._measure())
-        await asyncio.wait([work, *troubles], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [work, *troubles]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
             reason = next(trouble.result() for trouble in troubles if trouble.done())
@@ -108,7 +110,9 @@ class Load:
         job = self._job
         names = [f"{job.prefix}-{session}" for session in range(job.sessions)]
         kind = LINKS[job.link]
-        groups = [range(job.sessions)] if kind.shared else [range(i, i + 1) for i in range(len(names))]
+        groups = (
+            [range(job.sessions)] if kind.shared else [range(i, i + 1) for i in range(len(names))]
+        )
         loop = asyncio.get_running_loop()
         for group in groups:
             link = kind(job.path, [names[i] for i in group], self._answered_by(group))

@@ -3,7 +3,7 @@
 Rules
 - One contestant runs at a time; round after round, each round in another order, so that a machine
   that slows down slows all of them.
-- In a round each way is asked by every number of sessions in a closed loop, then, by the greatest of
+- In a round each way is asked by every number of sessions in a closed loop, then, by the most of
   them, in an open loop at half of the rate that it has just reached.
 - Ratios are of one round: a figure to the baseline's in the same round, by as many sessions. What
   is shown is the median over the rounds.

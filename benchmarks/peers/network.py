@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +110,6 @@ def _write_stock(module: Forecaster, path: Path) -> None:
 def _write_artifact(network: Network) -> None:
     example, weights = network.folder / "example.npy", network.folder / "weights.safetensors"
     np.save(example, np.random.default_rng(0).uniform(-1, 1, (EXAMPLE_STEPS, WIDTH)))
-    from safetensors.torch import save_file
-
     save_file(torch.load(network.weights, weights_only=True), weights)
     command = [
         sys.executable,
@@ -124,10 +123,7 @@ def _write_artifact(network: Network) -> None:
 
 
 class Loop:
-    """The plain loop that every y is compared with: the stock graph, by itself, row by row.
-
-    (B, I) -> (B, O) float32. A batch is given row by row, as a peer without batching runs it.
-    """
+    """The plain loop that every y is compared with: the stock graph, one row at a time."""
 
     def __init__(self, network: Network) -> None:
         options = ort.SessionOptions()

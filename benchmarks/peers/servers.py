@@ -78,6 +78,8 @@ class Server:
                 if mark in Path(f"/proc/{process.pid}/environ").read_bytes():
                     found[process.pid] = process
                     found |= {child.pid: child for child in process.children(recursive=True)}
+        if self.process.pid in found:
+            found[self.process.pid] = self.process  # this object must see its end
         return [p for p in found.values() if p.is_running() and not _is_dead(p)]
 
 
@@ -108,7 +110,7 @@ def start(
     """Run `command`, with its output in `log`; it is not waited for."""
     mark = uuid.uuid4().hex
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    environment = kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | settings | {MARK: mark}
+    environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **settings, MARK: mark}
     with log.open("ab") as out:
         process = psutil.Popen(
             list(command), cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT

@@ -5,7 +5,6 @@ import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.peers import servers
@@ -72,7 +71,7 @@ class Stage:
             raise
         return server
 
-    def _settings(self, folder: Path) -> Mapping[str, str]:
+    def _settings(self, folder: Path) -> dict[str, str]:
         network = self._network
         return {
             "PEERS_MODEL": str(network.stock),

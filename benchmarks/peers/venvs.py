@@ -27,8 +27,8 @@ def make_venv(cache: Path, app: str) -> Path:
     stamp = venv / STAMP
     if not stamp.is_file() or stamp.read_text() != wanted:
         shutil.rmtree(venv, ignore_errors=True)
-        _run(app, [sys.executable, "-m", "venv", str(venv)])
-        pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        _run(app, [sys.executable, "-m", "venv", "--without-pip", str(venv)])
+        pip = [sys.executable, "-m", "pip", "--python", str(venv), "install", "--quiet"]
         _run(app, [*pip, "--requirement", str(requirements)])
         stamp.write_text(wanted)
     return venv / "bin"

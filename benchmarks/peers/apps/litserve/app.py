@@ -1,6 +1,6 @@
 """LitServe and a dict of states, as its documentation has an API (LitAPI; Batching).
 
-    python app.py PORT [MAX_BATCH_SIZE]
+python app.py PORT [MAX_BATCH_SIZE]
 """
 
 import os

@@ -28,6 +28,4 @@ class Lstm(MLModel):
         h, c = self._states.get(session_id) or (np.zeros((1, 1, HIDDEN), np.float32),) * 2
         y, h, c = self._model.run(None, {"x": x, "h": h, "c": c})
         self._states[session_id] = (h, c)
-        return InferenceResponse(
-            model_name=self.name, outputs=[NumpyCodec.encode_output("y", y)]
-        )
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("y", y)])
