@@ -26,7 +26,8 @@ import numpy as np
 
 from benchmarks.peers.client import Client
 from benchmarks.peers.contestants import Way
-from benchmarks.peers.links import LINKS, LinkError
+from benchmarks.peers.link import LinkError
+from benchmarks.peers.links import LINKS
 
 Array = np.ndarray
 ATOL = 2e-5  # between Carousel's graph and the stock one; ten times what was seen

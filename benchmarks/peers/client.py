@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.peers.links import LINKS, LinkError, Row
+from benchmarks.peers.link import LinkError, Row
+from benchmarks.peers.links import LINKS
 from benchmarks.peers.servers import START_TIMEOUT_S, Server, ServerError
 
 STEP_TIMEOUT_S = 30.0

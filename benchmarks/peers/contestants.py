@@ -87,7 +87,7 @@ CONTESTANTS = {
             "mlserver",
             "mlserver",
             ("{bin}/mlserver", "start", "{app}"),
-            V2_WAYS,
+            {V2: V2_WAYS[V2]},
             MLSERVER,
         ),
         Contestant("ray serve", "ray", ("{bin}/python", "app.py", "{port}"), {UNARY: PREDICT}),

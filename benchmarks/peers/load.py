@@ -27,7 +27,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.links import LINKS, Link, LinkError
+from benchmarks.peers.link import Link, LinkError
+from benchmarks.peers.links import LINKS
 
 QUESTIONS = 16  # different ones of each session, asked in turn
 GRACE_S = 10.0  # how long what was due in the window is waited for after its end

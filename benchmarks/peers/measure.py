@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.peers.checks import Killed, agree, crowd, retry, share
 from benchmarks.peers.contestants import Contestant, Way
-from benchmarks.peers.links import LinkError
+from benchmarks.peers.link import LinkError
 from benchmarks.peers.load import Figures, Job
 from benchmarks.peers.network import ROOT, WIDTH, Loop
 from benchmarks.peers.servers import Server, ServerError

@@ -20,7 +20,9 @@ from benchmarks.peers import __main__ as command
 from benchmarks.peers import checks, servers, venvs
 from benchmarks.peers.client import wait_until_it_answers
 from benchmarks.peers.contestants import APPS, CONTESTANTS, NDJSON, UNARY, WEBSOCKET_TEXT, Way
-from benchmarks.peers.links import LINKS, LinkError, read_frame
+from benchmarks.peers.frame_links import read_frame
+from benchmarks.peers.link import LinkError
+from benchmarks.peers.links import LINKS
 from benchmarks.peers.load import Job
 from benchmarks.peers.measure import Findings, Point, run_load, summarise
 from benchmarks.peers.network import WIDTH, Loop, Network, write_network
