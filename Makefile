@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 DEMOS := sine-cell series-lstm
 MAX_WORKERS := 8  # of the tests: each takes about 1.5 GB
 # What tests need besides Python: PROGRAM, or PROGRAM=PACKAGE where Debian names them differently.
-DEBIAN_PACKAGES := chromium curl faketime haproxy qemu-x86_64=qemu-user redis-server
+DEBIAN_PACKAGES := chromium curl faketime haproxy node=nodejs qemu-x86_64=qemu-user redis-server
 
 export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.

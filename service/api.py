@@ -36,7 +36,12 @@ import bentoml
 import click
 import orjson
 from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem, Tag
+from bentoml._internal.service.openapi.specification import (
+    Components,
+    OpenAPISpecification,
+    PathItem,
+    Tag,
+)
 from bentoml.exceptions import BentoMLException, NotFound
 from pydantic import BaseModel, Field
 
@@ -47,19 +52,26 @@ from service.engine import Engine
 from service.errors import CarouselError, SettingsError, StoreUnavailableError
 from service.key_ring import Caller, KeyRing
 from service.leases import Leases
+from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.model import Model
 from service.parent import end_with_parent, note_parent
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
+from service.protocols.around import Around
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
-from service.protocols.openapi_form import TAG
+from service.protocols.openapi_form import SECURITY_SCHEMES, TAG
+from service.protocols.openapi_v2 import v2_paths
+from service.protocols.v2.http_app import V2App
+from service.protocols.v2.metadata import Limits
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
+from service.store.counted import CountedStore
 from service.store.open import check_store, open_store
 from service.sweeper import period_of
+from service.tracing import Tracing, check_tracing, open_tracing
 from service.watch import Watch
 from service.wire import encode
 
@@ -76,6 +88,7 @@ def _load_config_or_stop() -> Config:
 
 
 CONFIG = _load_config_or_stop()
+set_up_logging(CONFIG.log_format, CONFIG.access_log)
 # BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
 LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
 
@@ -96,10 +109,21 @@ class CarouselService(bentoml.Service[Any]):
 
     @property
     def openapi_spec(self) -> OpenAPISpecification:
+        """BentoML's page with our routes, as they answer. Of BentoML's own schemas none is left:
+        they are of its /predict, and no OpenAPI 3.0 (pydantic writes JSON Schema of 2020)."""
         spec = super().openapi_spec
-        paths = {path: PathItem(**item) for path, item in native_paths().items()}
+        ours = native_paths() | v2_paths()
+        paths = {path: PathItem(**item) for path, item in ours.items()}
         tags = [Tag(name=TAG, description="LSTM models as stateful streams."), *(spec.tags or [])]
-        return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags)
+        components = KeyedComponents(schemas={}, securitySchemes=SECURITY_SCHEMES)
+        return attrs.evolve(spec, paths={**spec.paths, **paths}, tags=tags, components=components)
+
+
+@attrs.frozen
+class KeyedComponents(Components):
+    """BentoML's have no place for API keys."""
+
+    securitySchemes: dict[str, Any] | None = None
 
 
 class Prediction(BaseModel):
@@ -132,6 +156,7 @@ class Carousel:
     engine: Engine
     access: Access
     watch: Watch
+    tracing: Tracing | None
 
     @bentoml.on_deployment
     @staticmethod
@@ -145,6 +170,7 @@ class Carousel:
             check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
             open_snapshot_keys(CONFIG)
+            check_tracing(os.environ)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
         note_parent()
@@ -169,7 +195,9 @@ class Carousel:
         )
         shelf = Shelf(find_models(config, self.bento_service.bento), load)
         catalog = shelf.open(config.default_model)
-        store = open_store(config)
+        self.tracing = open_tracing(os.environ)
+        metrics = Metrics()
+        store = CountedStore(open_store(config), metrics.store_failed)
         renew_s = config.idle_timeout_s / 4
         promotions = Promotions(store, renew_s)
         self.engine = Engine(
@@ -180,10 +208,11 @@ class Carousel:
             max_steps=config.max_steps_per_request,
             max_forecast_steps=config.max_forecast_steps,
             max_queue_per_tenant=config.tenant_queue,
-            metrics=Metrics(),
+            metrics=metrics,
             sweep_period_s=period_of(config.idle_timeout_s),
             fetch=partial(shelf.fetch, catalog),
             promotions=promotions,
+            tracing=self.tracing,
         )
         with suppress(StoreUnavailableError):  # its log says why, and it connects when it can
             await self.engine.reach_store()
@@ -196,13 +225,18 @@ class Carousel:
         native = NativeApp(
             self.engine, config.max_body_bytes, self.access, open_snapshot_keys(config)
         )
-        self.bento_service.own = OwnApps([native], native.before_metrics)
+        limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
+        v2 = V2App(self.engine, limits, config.max_body_bytes, self.access)
+        around = Around(config.cors_origins)
+        self.bento_service.own = OwnApps([native, v2], native.before_metrics, around)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Answer what was accepted, and stop."""
         await self.watch.close()
         await self.engine.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     @bentoml.api(route="/predict")
     async def predict(
@@ -246,10 +280,13 @@ def open_access(config: Config) -> Access:
     """Who may call, as the settings say; SettingsError if the keys cannot be read."""
     if not config.has_keys:
         return Access(
-            loopback_only=config.is_loopback_only, max_sessions=config.max_sessions_per_tenant
+            loopback_only=config.is_loopback_only,
+            max_sessions=config.max_sessions_per_tenant,
+            cors_origins=config.cors_origins,
         )
     return Access(
-        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant)
+        KeyRing(config.api_keys_file, config.api_keys or "", config.max_sessions_per_tenant),
+        cors_origins=config.cors_origins,
     )
 
 

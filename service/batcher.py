@@ -115,6 +115,11 @@ class Batcher(Generic[J]):
         return self._count == 0
 
     @property
+    def depth(self) -> int:
+        """Jobs that wait or run."""
+        return self._count
+
+    @property
     def has_waiting(self) -> bool:
         """Whether `take` would give rows."""
         return bool(self._lanes)

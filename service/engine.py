@@ -3,6 +3,8 @@
 Rules
 - State and last reply are committed together, before the reply is given out.
 - A lost commit reloads and runs again; the client does not notice.
+- A request that ends its session forgets it in its commit; one that also began it, where there was
+  none, has nothing to commit.
 - A result that is not finite fails that row alone; its session stays as it was.
 - An exception in a run fails the jobs of that batch, and never the loop.
 - Once draining, accepted requests are answered and new ones refused.
@@ -45,8 +47,10 @@ from service.forecast import (
 )
 from service.homes import Fetch, Homes
 from service.job import Answer, Job, Request
-from service.metrics import Metrics, unread_metrics
+from service.logs import about
+from service.metrics import PUBLISH_PERIOD_S, Metrics, forget_dead_workers, unread_metrics
 from service.model import Model
+from service.observer import Observer, named
 from service.pace import Pace
 from service.promotion import Promoted, Promotions, promote
 from service.session import (
@@ -57,14 +61,15 @@ from service.session import (
     Record,
     SessionKey,
     Situation,
-    advance,
     decide,
+    judge,
     no_session,
     reference,
     situation,
 )
 from service.store import Commit, Outcome, Store
 from service.sweeper import sweep_forever
+from service.tracing import Tracing
 
 Array = np.ndarray
 Work = Job | Forecast
@@ -75,6 +80,7 @@ INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # or one, of 64 with two or three.
 GATHER_TURNS = 2
 MAX_FORECAST_STEPS = 100_000  # of all samples: at 0.1 ms a step, what a drain may wait for it
+FAILED = "a batch of %d requests failed"
 MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
 logger = logging.getLogger("carousel.engine")
@@ -98,20 +104,24 @@ class Engine:
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
         fetch: Fetch | None = None,
         promotions: Promotions | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """
         Args:
             metrics: None: counted in a registry that nobody reads.
+            tracing: None: there are no spans.
             sweep_period_s: between two looks for idle sessions; None: somebody else looks.
         """
         self.catalog = catalog
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
+        self.max_queue = max_queue
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps
         self._forecast_limits = ForecastLimits(max_batch, max_steps, max_forecast_steps)
         self.metrics = metrics or unread_metrics()
+        self._observer = Observer(self.metrics, tracing)
         self._sweep_period_s = sweep_period_s
         self._pace = Pace(max_queue)
         self._finished = 0  # jobs that left the queue and steps that were forecast, ever
@@ -144,9 +154,15 @@ class Engine:
             CapacityError: the queue is full. Try again later.
             DrainingError: the server is shutting down.
         """
-        self.refuse_if_draining()
-        job = await self._read(request)
-        self._batcher.add(job)
+        arrived_s = self._observer.clock()
+        try:
+            self.refuse_if_draining()
+            job = await self._read(request)
+            self._batcher.add(job)
+        except CarouselError as error:
+            self._observer.turn_away(request, error, arrived_s)
+            raise
+        self._observer.accept(job, arrived_s)
         self._work.set()
         return job
 
@@ -167,7 +183,19 @@ class Engine:
             ClientError: there is no such session, or its model cannot do this. Send another.
             ArtifactError, CapacityError, DrainingError: as `submit`.
         """
-        self.refuse_if_draining()
+        arrived_s = self._observer.clock()
+        try:
+            self.refuse_if_draining()
+            forecast = await self._begin_forecast(request)
+        except CarouselError as error:
+            self._observer.turn_away(request, error, arrived_s)
+            raise
+        self._observer.accept(forecast, arrived_s)
+        if forecast.is_whole:
+            self._observer.end(forecast)
+        return forecast
+
+    async def _begin_forecast(self, request: ForecastRequest) -> Forecast:
         record: Record | None = None
         if request.key is not None:
             (record,) = await self._store.get([request.key])
@@ -212,11 +240,28 @@ class Engine:
         job.future.cancel()
         if self._batcher.discard(job):
             self._room.set()
+            self._observer.abandon(job)
 
-    async def count_live(self) -> None:
-        """Set the metric of live sessions to what the store holds now."""
+    async def show_metrics(self) -> None:
+        """Bring what /metrics shows up to date, live sessions last, as the store may fail."""
+        forget_dead_workers()
+        self.publish()
         own = await self._store.count(CONTROL)
         self.metrics.live.set(await self._store.count() - own)
+
+    def publish(self) -> None:
+        """Write what was counted to where /metrics finds it."""
+        catalog = self.catalog
+        depth = self._batcher.depth
+        self.metrics.publish(depth, self.is_draining, catalog.served, catalog.broken)
+
+    async def _publish_forever(self) -> None:
+        while True:
+            await asyncio.sleep(PUBLISH_PERIOD_S)
+            try:
+                self.publish()
+            except OSError:  # the disk of the files that workers count in is full
+                logger.exception("the metrics could not be written")
 
     async def look_up(self, key: SessionKey) -> Record:
         """Where a session stands; SessionNotFoundError if there is none."""
@@ -264,7 +309,8 @@ class Engine:
             after = what(before)
             (outcome,) = await self._store.commit([Commit(key, before, after, most)])
             if outcome is Outcome.DONE:
-                self._count_opened(before, after)
+                if before is None and after is not None:
+                    self._observer.opened(after)
                 return before, after
             if outcome is not Outcome.LOST:
                 raise await self._full(outcome, key.tenant)
@@ -294,6 +340,7 @@ class Engine:
         """Begin to run what is submitted, on the running loop."""
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._run_forever()))
+        self._tasks.append(loop.create_task(self._publish_forever()))
         if self._sweep_period_s is not None:
             sweeping = sweep_forever(self._store, self.metrics, self._sweep_period_s)
             self._tasks.append(loop.create_task(sweeping))
@@ -320,6 +367,7 @@ class Engine:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self.publish()
         self._pool.shutdown()
         await self._store.close()
 
@@ -337,6 +385,7 @@ class Engine:
     async def step(self) -> None:
         """Take a batch, load states, run, commit, answer."""
         batch = self._batcher.take()
+        self._observer.take(batch)
         clock = asyncio.get_running_loop().time
         since, finished = self._busy_since or clock(), self._finished
         try:
@@ -344,11 +393,14 @@ class Engine:
             whole = await self._run(rows)
             await self._commit(whole)
         except CarouselError as error:
-            logger.error("a batch of %d requests failed: %s", len(batch), error.message)
+            logger.error(
+                FAILED + ": %s", len(batch), error.message, extra=_about(batch, error.code)
+            )
             self._fail(batch, error)
         except Exception:
-            logger.exception("a batch of %d requests failed", len(batch))
+            logger.exception(FAILED, len(batch), extra=_about(batch, InternalError.code))
             self._fail(batch, InternalError("the server failed; its log says why"))
+        self._observer.end_batch()
         now = clock()
         self._pace.note(self._finished - finished, now - since)
         self._busy_since = None if self._batcher.is_empty else now
@@ -363,8 +415,11 @@ class Engine:
         jobs = [row.job for row in batch if isinstance(row.job, Job)]
         fresh = [job for job in jobs if job.progress is None]
         if fresh:
-            records = await self._store.get([job.key for job in fresh])
-            for job, record in zip(fresh, records, strict=True):
+            keys = [job.key for job in fresh if not job.request.is_unnamed]
+            with self._observer.reading:
+                records = iter(await self._store.get(keys) if keys else [])
+            for job in fresh:
+                record = None if job.request.is_unnamed else next(records)
                 try:
                     self._begin(job, record)
                 except ModelLoadingError as error:
@@ -376,20 +431,21 @@ class Engine:
     def _begin(self, job: Job, record: Record | None) -> None:
         taken = job.model
         goal = self.promotions.goal(record) if record is not None else None
-        if situation(job.ask, record, goal) is not Situation.ELSEWHERE:
-            model = self._homes.of(job.request, record)
-            if model is not job.model:  # it was guessed before the session could be known
-                job.bind(model)
-        if decide(job.ask, record, goal) is Move.REPLAY and record is not None:
-            if job.model.version != record.version:
-                raise _old_reply(record)
-            self._answer(job, job.replay(record))
-            return
-        if record is not None and (moved := self._homes.moved(job, record)) is not job.model:
-            job.bind(moved)
+        found = situation(job.ask, record, goal)
+        if found is not Situation.ELSEWHERE:
+            home = self._homes.of_job(job, record)
+            if home is not job.model:  # it was guessed before the session could be known
+                job.bind(home)
+                found = situation(job.ask, record, goal)
+        move = _judge(found, job, record)
+        if record is not None:
+            if move is Move.REPLAY:
+                self._answer(job, job.replay(record), is_replay=True)
+                return
+            job.bind_to(self._homes.moved(job, record))
         self.catalog.note_use(job.model.name, job.model.version)
         if job.model is taken:
-            job.start(record, self.entropy())
+            job.start(record, self.entropy(), anew=move is Move.BEGIN)
         else:  # it waits for a batch of its model
             self._batcher.release(job, finished=False)
 
@@ -414,6 +470,7 @@ class Engine:
         else:
             self._batcher.discard(job)
             self._room.set()
+            self._observer.end(job, failure)
             job.future.set_exception(failure)
 
     async def _run(self, rows: Sequence[Row[Work]]) -> list[Job]:
@@ -421,12 +478,13 @@ class Engine:
         if not rows:
             return []
         model, width = rows[0].job.model, sum(row.job.rows for row in rows)
-        cost_s = model.cost.estimate_s(width, max(row.steps for row in rows))
-        if cost_s < INLINE_S:
-            slices = _run_slices(model, rows)
-        else:
-            loop = asyncio.get_running_loop()
-            slices = await loop.run_in_executor(self._pool, _run_slices, model, rows)
+        steps = max(row.steps for row in rows)
+        with self._observer.running(model, width, steps):
+            if model.cost.estimate_s(width, steps) < INLINE_S:
+                slices = _run_slices(model, rows)
+            else:
+                loop = asyncio.get_running_loop()
+                slices = await loop.run_in_executor(self._pool, _run_slices, model, rows)
         whole: list[Job] = []
         for row, result in zip(rows, slices, strict=True):
             if isinstance(result, CarouselError):
@@ -442,10 +500,14 @@ class Engine:
     def _tell(self, forecast: Forecast, lines: Sequence[Line]) -> None:
         """Give a forecast's reader what a batch found out."""
         forecast.put(lines)
+        self._observer.forecast(forecast, len(lines))
         over = forecast.is_whole or forecast.future.done()  # done already: abandoned
         if over:
             self._leave(forecast)
-            if not forecast.future.done():
+            if forecast.future.done():
+                self._observer.leave(forecast)
+            else:
+                self._observer.answer(forecast)
                 forecast.future.set_result(None)
             return
         self._finished += 1
@@ -457,21 +519,32 @@ class Engine:
     async def _commit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        records = [_record_of(job) for job in jobs]
-        commits = [
-            Commit(job.key, job.started.before, record, job.request.most)
-            for job, record in zip(jobs, records, strict=True)
-        ]
-        outcomes = await self._store.commit(commits)
-        for job, record, outcome in zip(jobs, records, outcomes, strict=True):
+        records: list[tuple[Job, Record]] = []  # of those that have something to commit
+        commits: list[Commit] = []
+        for job in jobs:
+            before, record = job.started.before, job.whole_record()
+            if before is None and job.request.ends:
+                self._answer(job, job.whole_answer(record))
+                continue
+            after = None if job.request.ends else record
+            records.append((job, record))
+            commits.append(Commit(job.key, before, after, job.request.most))
+        if not commits:
+            return
+        with self._observer.committing:
+            outcomes = await self._store.commit(commits)
+        for (job, record), outcome in zip(records, outcomes, strict=True):
             if outcome is Outcome.DONE:
-                self._count_opened(job.started.before, record)
+                if record.last.created and not job.request.ends:
+                    self._observer.opened(record)
                 self._answer(job, job.whole_answer(record))
             elif outcome is not Outcome.LOST:
                 self._refuse(job, await self._full(outcome, job.key.tenant))
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
                 self._leave(job)
+                self._observer.leave(job)
             else:
+                self.metrics.lost_commit()
                 job.restart()
                 self._batcher.release(job, finished=False)
 
@@ -481,17 +554,15 @@ class Engine:
         self._finished += 1
         self._room.set()
 
-    def _count_opened(self, before: Record | None, after: Record | None) -> None:
-        if before is None and after is not None:
-            self.metrics.opened.inc()
-
-    def _answer(self, job: Job, answer: Answer) -> None:
+    def _answer(self, job: Job, answer: Answer, is_replay: bool = False) -> None:
         self._leave(job)
+        self._observer.answer(job, is_replay)
         if not job.future.done():
             job.future.set_result(answer)
 
     def _refuse(self, job: Work, error: CarouselError) -> None:
         self._leave(job)
+        self._observer.refuse(job, error)
         if not job.future.done():
             job.future.set_exception(error)
 
@@ -546,17 +617,23 @@ def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] 
     return found
 
 
-def _record_of(job: Job) -> Record:
-    """What a job whose every step was run makes of its session."""
-    progress = job.started
-    return advance(
-        progress.base,
-        job.ask,
-        progress.steps,
-        progress.y(),
-        progress.state,
-        created=progress.before is None,
-    )
+def _about(batch: Sequence[Row[Work]], code: str) -> dict[str, dict[str, object]]:
+    model = batch[0].job.model.reference if batch else None
+    return about(code=code, model=model, request_ids=named(batch))
+
+
+def _judge(found: Situation, job: Job, record: Record | None) -> Move:
+    """`judge`, of a job whose model may not be the one that gave the last reply.
+
+    That model is not served then, and whether the request is the last one again cannot be told
+    for sure, as its rows were compared in another model's units.
+    """
+    if record is not None and job.model.version != record.version:
+        if found is Situation.AGAIN and job.ask.act is Act.START:
+            return Move.BEGIN
+        if found in (Situation.AGAIN, Situation.REUSED):
+            raise _old_reply(record)
+    return judge(found, job.ask, record)
 
 
 def _old_reply(record: Record) -> UnknownModelError:

@@ -79,6 +79,19 @@ class TooLongError(ClientError):
     status = 413
 
 
+class UnsupportedEncodingError(ClientError):
+    """The body has a `Content-Encoding` that the server does not read; `expected` lists them."""
+
+    code = "unsupported_encoding"
+    status = 415
+
+
+class BadEncodingError(ClientError):
+    """The body is not what its `Content-Encoding` says: damaged, or cut off."""
+
+    code = "bad_encoding"
+
+
 class UnauthorizedError(ClientError):
     """The server wants an API key, and the request has none that it knows."""
 
@@ -120,6 +133,13 @@ class RouteNotFoundError(ClientError):
     status = 404
 
 
+class NotOfferedError(ClientError):
+    """A part of a protocol that this server has nothing behind."""
+
+    code = "not_offered"
+    status = 501
+
+
 class MethodNotAllowedError(ClientError):
     """The route exists, but not under this HTTP method."""
 
@@ -146,6 +166,13 @@ class SessionExistsError(ClientError):
 
     code = "session_exists"
     status = 409
+
+
+class IdempotencyConflictError(ClientError):
+    """The idempotency key is that of another request, which was done."""
+
+    code = "idempotency_conflict"
+    status = 422
 
 
 class IncompatibleError(ClientError):
@@ -207,6 +234,16 @@ class StoreFullError(CapacityError):
 
     code = "store_full"
     status = 503
+
+
+class TimedOutError(CapacityError):
+    """The client's own timeout ended the wait; the request may have been done, or not.
+
+    Sent again with the same `step`, it is done once.
+    """
+
+    code = "timed_out"
+    status = 504
 
 
 class ModelLoadingError(CapacityError):

@@ -35,7 +35,9 @@ from service.errors import (
 from service.feedback import Chance, Guess, open_feedback
 from service.job import Rows
 from service.model import Model
+from service.origin import NOWHERE, Origin
 from service.session import Ask, Move, Record, SessionKey, decide
+from service.tracing import Span
 
 Array = np.ndarray
 
@@ -60,6 +62,7 @@ class ForecastRequest:
     seed: int | None = None
     want: tuple[str, ...] | None = None
     choose: Mapping[str, Any] | None = None
+    origin: Origin = NOWHERE
 
     @property
     def key(self) -> SessionKey | None:
@@ -119,6 +122,10 @@ def check_session(request: ForecastRequest, record: Record | None) -> None:
 
 class Forecast:
     """One forecast that is waiting or running; the batcher takes it for a job."""
+
+    arrived_s = 0.0  # these three are the observer's, as those of `Job`
+    was_taken = False
+    span: Span | None = None
 
     def __init__(
         self,

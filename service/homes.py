@@ -7,12 +7,12 @@ corrects it when the session is known.
 from collections.abc import Awaitable, Callable
 
 from service.catalog import Catalog
-from service.errors import ModelLoadingError, UnknownModelError
+from service.errors import ArtifactError, ModelLoadingError, UnknownModelError
 from service.forecast import ForecastRequest
 from service.job import Job, Request
 from service.model import Model
 from service.promotion import Promotions
-from service.session import Record, reference
+from service.session import Act, Record, names_last, reference
 from service.store import Store
 
 Fetch = Callable[[str], Awaitable[Model]]  # `name:version` of a model that is not loaded
@@ -88,8 +88,24 @@ class Homes:
                 **error.data,
             ) from error
 
+    def of_job(self, job: Job, record: Record | None) -> Model:
+        """`of`, but that a start needs the session's own model only to give the last reply again.
+
+        So nothing that is wrong with the old version keeps a session from beginning anew.
+        """
+        if record is None or job.ask.act is not Act.START:
+            return self.of(job.request, record)
+        if names_last(job.ask, record):
+            try:
+                return self.of(job.request, record)
+            except (UnknownModelError, ArtifactError):
+                pass
+        return self.moved(job, record)
+
     def moved(self, job: Job, record: Record) -> Model:
         """The model that the session's next request runs on; raises as `of`."""
+        if job.ask.act is Act.START:
+            return self._catalog.for_new(job.ask.model or record.model)
         goal = self._goal(record)
         stays = job.ask.model == reference(record.model, record.version)
         if stays or not self._catalog.is_offered(goal) or goal in self._catalog.broken:

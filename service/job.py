@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,19 @@ import numpy as np
 from service.errors import ResultNotFiniteError, TooLongError
 from service.model import Model
 from service.origin import NOWHERE, Origin
-from service.session import Ask, LastReply, Record, SessionKey, begin, copy_of, digest_of
+from service.session import (
+    Act,
+    Ask,
+    LastReply,
+    Record,
+    SessionKey,
+    advance,
+    begin,
+    copy_of,
+    digest_of,
+    digest_of_key,
+)
+from service.tracing import Span
 from service.wire import RowShape
 
 Array = np.ndarray
@@ -20,9 +32,9 @@ Array = np.ndarray
 class Opening(Enum):
     """What a request expects of its session."""
 
-    ANY = auto()  # goes on with it, or begins it
-    START = auto()  # begins it, and begins it anew where it lives
-    LIVE = auto()  # goes on with it; it must be there
+    ANY = Act.ADVANCE  # goes on with it, or begins it
+    START = Act.START  # begins it, and begins it anew where it lives
+    LIVE = Act.CONTINUE  # goes on with it; it must be there
 
 
 class Rows(Protocol):
@@ -46,6 +58,7 @@ class Request:
     most: int | None = None  # live sessions of its tenant; None: as many as the store takes
     opening: Opening = Opening.ANY  # what it expects of its session
     ends: bool = False  # forget the session in the commit of this request
+    is_unnamed: bool = False  # its session id was drawn for it: no store need be asked for it
     idempotency_key: str | None = None  # another name for `step`: the last one again is a retry
     origin: Origin = NOWHERE
 
@@ -68,6 +81,7 @@ class Answer:
     created: bool
     y: Array
     result: Mapping[str, object]
+    restarted: bool = False  # created where an older session lived, which is no more
 
 
 class Job:
@@ -77,6 +91,10 @@ class Job:
     here, and go to the store in one commit.
     """
 
+    arrived_s = 0.0  # these three are the observer's: on its clock, when it came
+    was_taken = False  # into a batch, ever
+    span: Span | None = None  # None: it is not traced
+
     def __init__(
         self, request: Request, model: Model, max_steps: int, future: "asyncio.Future[Answer]"
     ) -> None:
@@ -85,6 +103,11 @@ class Job:
         self.future = future
         self.max_steps = max_steps
         self.bind(model)
+
+    def bind_to(self, model: Model) -> None:
+        """`bind`, unless it is bound to it."""
+        if model is not self.model:
+            self.bind(model)
 
     def bind(self, model: Model) -> None:
         """Read the request's rows as rows of `model`; ClientError if they are not."""
@@ -100,7 +123,15 @@ class Job:
         self.model = model
         self.wish = model.reader.wish(request.want, request.choose)
         self.x = model.encode(rows)
-        self.ask = Ask(request.key.session_id, request.step, digest_of(self.x), request.model)
+        self.ask = Ask(
+            request.key.session_id,
+            request.step,
+            digest_of(self.x),
+            request.model,
+            request.opening.value,
+            request.ends,
+            digest_of_key(request.idempotency_key),
+        )
         self.progress: Progress | None = None
 
     @property
@@ -157,16 +188,16 @@ class Job:
             at_step=at,
         )
 
-    def start(self, before: Record | None, birth: int) -> None:
-        """Run from `before`, moved to this model's version if it was on another, or begin."""
+    def start(self, before: Record | None, birth: int, anew: bool) -> None:
+        """Run from `before`, moved to this model's version if it was on another, or `anew`."""
         model = self.model
-        if before is None:
+        if before is None or anew:
             base = begin(birth, model.name, model.version, model.initial_state)
         elif before.version != model.version:
             base = copy_of(before, birth, model.version)
         else:
             base = before
-        self.progress = Progress(before, base, base.state)
+        self.progress = Progress(before, base, base.state, is_new=before is None or anew)
 
     def restart(self) -> None:
         """Forget what was run: the store has moved on."""
@@ -179,11 +210,24 @@ class Job:
             raise RuntimeError(f"the job of session `{self.key.session_id}` was not started")
         return self.progress
 
+    def whole_record(self) -> Record:
+        """What a job whose every step was run makes of its session."""
+        progress = self.started
+        return advance(
+            progress.base,
+            self.ask,
+            progress.steps,
+            progress.y(),
+            progress.state,
+            created=progress.is_new,
+            restarted=progress.is_new and progress.before is not None,
+        )
+
     def whole_answer(self, record: Record) -> Answer:
         """The answer of a job whose every step was run and committed as `record`."""
-        return self._answer(record, self.started.y(), record.last.created)
+        return self._answer(record, self.started.y())
 
-    def _answer(self, record: Record, y: Array, created: bool) -> Answer:
+    def _answer(self, record: Record, y: Array) -> Answer:
         y = self.model.decode(y)
         stream = (self.key.tenant, self.key.session_id)
         read = self.model.reader.read(y, self.wish, stream, record.last.step)
@@ -192,9 +236,10 @@ class Job:
             model=record.model,
             version=record.version,
             step=record.step,
-            created=created,
+            created=record.last.created,
             y=y,
             result={"y": y, **read} if "y" in self.wish.fields else read,
+            restarted=record.last.restarted,
         )
 
     def replay(self, record: Record) -> Answer:
@@ -203,7 +248,7 @@ class Job:
         last: LastReply = record.last
         y = np.frombuffer(last.y, np.dtype(port.dtype).newbyteorder("<"))
         y = y.reshape(record.step - last.step, *(int(dim) for dim in port.shape[2:]))
-        return self._answer(record, y.astype(port.dtype), last.created)
+        return self._answer(record, y.astype(port.dtype))
 
 
 @dataclass(slots=True)
@@ -213,6 +258,7 @@ class Progress:
     before: Record | None  # what the store held
     base: Record  # what the job began from
     state: bytes  # after the steps so far
+    is_new: bool  # it began, or began anew
     steps: int = 0
     ys: list[Array] = field(default_factory=list)  # one (T, ...) for each slice
 

@@ -1,8 +1,10 @@
 """Where a request comes from: its id, its protocol, and the trace that it is part of.
 
 Every request has an id, the client's own where it sends one, so that a log line, a span and a
-client's complaint can be brought together. Trace context is W3C Trace Context (Recommendation of
-2021): what came is kept as it is, and what is malformed counts as absent.
+client's complaint can be brought together. Every reply of ours says it again, in `X-Request-ID`
+(service/protocols/around.py). Trace context is W3C Trace Context (Recommendation of 2021): what
+came is kept as it is, and what is malformed counts as absent. It is not echoed: the Recommendation
+has no header for a reply, and whoever sent it knows it.
 """
 
 import re
@@ -10,6 +12,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+REQUEST_ID = b"x-request-id"
 # Characters that are safe in a header, a log line and a query; UUIDs, ULIDs and the ids of common
 # proxies are. Another id is replaced by one of ours.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,127}\Z")
@@ -32,18 +35,31 @@ class Origin:
 NOWHERE = Origin()
 
 
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The id that a request has; None if there is none that is safe to repeat."""
+    for name, value in headers:
+        if name == REQUEST_ID and _REQUEST_ID.match(value):
+            return value
+    return None
+
+
+def new_request_id() -> bytes:
+    """64 random bits, as 16 hex digits."""
+    return secrets.token_hex(8).encode()
+
+
 def origin_of(headers: Iterable[tuple[bytes, bytes]], protocol: str) -> Origin:
     """Of a request with these headers, whose names are in lower case as ASGI and gRPC have them."""
     request_id = traceparent = tracestate = None
     for name, value in headers:
-        if name == b"x-request-id" and request_id is None and _REQUEST_ID.match(value):
+        if name == REQUEST_ID and request_id is None and _REQUEST_ID.match(value):
             request_id = value.decode()
         elif name == b"traceparent" and traceparent is None and _TRACEPARENT.fullmatch(value):
             traceparent = value.decode()
         elif name == b"tracestate" and tracestate is None and len(value) <= _MAX_TRACESTATE:
             tracestate = value.decode("latin-1")
     return Origin(
-        request_id or secrets.token_hex(8),
+        request_id or new_request_id().decode(),
         protocol,
         traceparent,
         tracestate if traceparent else None,

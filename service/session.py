@@ -4,10 +4,18 @@ Rules
 - A request may carry `step`, the index of its first row. Equal to the session's step: it runs.
 - The last request again (same index, same bytes): the same reply, and the state does not move.
 - Anything else: 409 with the step that the server expects.
-- Without `step`: it runs, and the reply says where the session now stands.
+- Without `step`: it runs, and the reply says where the session now stands. If it carries an
+  idempotency key, and it is the last request's with the same bytes, it is that request again, as
+  above; with other bytes the key is refused (422). Where there is a `step`, it alone decides.
 - No such session: with `step` absent or 0 it begins; with `step` > 0 it is gone (410). A session
   is never silently restarted.
-- A request that names another model than the session's is refused (409).
+- A request may ask for a start: the session begins, and where it lives it begins anew, and the
+  reply says so. The last request again is the same reply, as ever. Its `step` can only be 0.
+- A request may ask for a live session: where there is none it is gone (410), whatever the step.
+- A request may end its session: it runs, and nothing of the session is left, not even its reply.
+  So it is never the last request again; sent again it finds no session.
+- A request that names another model than the session's is refused (409). A start may name another
+  version of the same model, and begins there.
 - A copy (a fork, a snapshot) is the whole record, last reply included, and has a life of its own:
   a retry of the last request, sent to the copy, gets that reply. The session is not touched.
 - A copy begins where there is no session (409), unless it is told to replace the one there; never
@@ -18,7 +26,7 @@ Rules
 - A record that was copied, replaced or moved to another version has a new birth, so that nothing
   computed from the old record is ever committed over it.
 
-How it works: `situation` reads which of six situations an ask is in, `TRANSITIONS` says what each
+How it works: `situation` reads which of seven situations an ask is in, `TRANSITIONS` says what each
 leads to for each act, and `decide` puts the two together. No clock, no I/O, no asyncio: the engine
 loads the record, runs the model, and commits what `advance` or `copy_of` makes of it.
 """
@@ -31,7 +39,9 @@ import numpy as np
 
 from service.errors import (
     ClientError,
+    IdempotencyConflictError,
     ModelConflictError,
+    RequestError,
     SessionExistsError,
     SessionGoneError,
     SessionNotFoundError,
@@ -60,6 +70,8 @@ class LastReply:
     digest: bytes  # of the request's rows, `digest_of`
     y: bytes  # the model's y (T, ...), little-endian, in the model's units
     created: bool
+    restarted: bool = False  # created where an older session lived
+    key_digest: bytes = b""  # of the request's idempotency key, `digest_of_key`; empty: it had none
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,8 @@ class Act(Enum):
     """What is asked of a session."""
 
     ADVANCE = auto()  # a request: run its rows
+    START = auto()  # a request that begins its session, anew where it lives
+    CONTINUE = auto()  # a request that wants its session to be there
     COPY = auto()  # read the whole of it: for a fork, or a snapshot
     CREATE = auto()  # put a copy where no session may be
     REPLACE = auto()  # put a copy there, over the session if there is one
@@ -93,6 +107,8 @@ class Ask:
     digest: bytes = b""  # of a request's rows; no record has this one
     model: str | None = None  # `name` or `name:version`
     act: Act = Act.ADVANCE
+    ends: bool = False  # forget the session once it is done
+    key_digest: bytes = b""  # of its idempotency key; empty: it has none
 
 
 class Situation(Enum):
@@ -101,15 +117,16 @@ class Situation(Enum):
     NEW = auto()  # no record; `step` absent or 0
     GONE = auto()  # no record; `step` > 0
     ELSEWHERE = auto()  # a record, of another model than the ask names
-    NEXT = auto()  # a record; `step` absent, or where the session stands
-    AGAIN = auto()  # a record; the last request again: same step, same bytes
+    NEXT = auto()  # a record; `step` absent, or where the session stands (of a start: 0)
+    AGAIN = auto()  # a record; the last request again: same step or key, same bytes
     MISPLACED = auto()  # a record; any other step
+    REUSED = auto()  # a record; the last request's key with other bytes
 
 
 class Move(Enum):
     """What the engine does."""
 
-    BEGIN = auto()  # run from the initial state, then commit a new record
+    BEGIN = auto()  # run from the initial state, then commit a new record, over one there may be
     ADVANCE = auto()  # run from the record's state, then commit
     REPLAY = auto()  # give the last reply again
     READ = auto()  # give the record out
@@ -125,6 +142,25 @@ TRANSITIONS: dict[Act, dict[Situation, Move | type[ClientError]]] = {
         Situation.NEXT: Move.ADVANCE,
         Situation.AGAIN: Move.REPLAY,
         Situation.MISPLACED: StepConflictError,
+        Situation.REUSED: IdempotencyConflictError,
+    },
+    Act.START: {
+        Situation.NEW: Move.BEGIN,
+        Situation.GONE: RequestError,
+        Situation.ELSEWHERE: ModelConflictError,
+        Situation.NEXT: Move.BEGIN,
+        Situation.AGAIN: Move.REPLAY,
+        Situation.MISPLACED: RequestError,
+        Situation.REUSED: IdempotencyConflictError,
+    },
+    Act.CONTINUE: {
+        Situation.NEW: SessionGoneError,
+        Situation.GONE: SessionGoneError,
+        Situation.ELSEWHERE: ModelConflictError,
+        Situation.NEXT: Move.ADVANCE,
+        Situation.AGAIN: Move.REPLAY,
+        Situation.MISPLACED: StepConflictError,
+        Situation.REUSED: IdempotencyConflictError,
     },
     Act.COPY: {
         Situation.NEW: SessionNotFoundError,
@@ -133,6 +169,7 @@ TRANSITIONS: dict[Act, dict[Situation, Move | type[ClientError]]] = {
         Situation.NEXT: Move.READ,
         Situation.AGAIN: StepConflictError,
         Situation.MISPLACED: StepConflictError,
+        Situation.REUSED: IdempotencyConflictError,
     },
     Act.CREATE: {
         Situation.NEW: Move.PUT,
@@ -141,6 +178,7 @@ TRANSITIONS: dict[Act, dict[Situation, Move | type[ClientError]]] = {
         Situation.NEXT: SessionExistsError,
         Situation.AGAIN: SessionExistsError,
         Situation.MISPLACED: SessionExistsError,
+        Situation.REUSED: SessionExistsError,
     },
     Act.REPLACE: {
         Situation.NEW: Move.PUT,
@@ -149,6 +187,7 @@ TRANSITIONS: dict[Act, dict[Situation, Move | type[ClientError]]] = {
         Situation.NEXT: Move.PUT,
         Situation.AGAIN: StepConflictError,
         Situation.MISPLACED: StepConflictError,
+        Situation.REUSED: IdempotencyConflictError,
     },
     Act.DROP: {
         Situation.NEW: SessionNotFoundError,
@@ -157,6 +196,7 @@ TRANSITIONS: dict[Act, dict[Situation, Move | type[ClientError]]] = {
         Situation.NEXT: Move.FORGET,
         Situation.AGAIN: StepConflictError,
         Situation.MISPLACED: StepConflictError,
+        Situation.REUSED: IdempotencyConflictError,
     },
 }
 
@@ -165,14 +205,41 @@ def situation(ask: Ask, record: Record | None, goal: str | None = None) -> Situa
     """Where `ask` finds its session; `goal` is the version that its next request moves it to."""
     if record is None:
         return Situation.GONE if ask.step else Situation.NEW
-    names = (None, record.model, reference(record.model, record.version))
-    if ask.model not in names and ask.model != reference(record.model, goal):
+    if not _is_home(ask, record, goal):
         return Situation.ELSEWHERE
-    if ask.step is None or ask.step == record.step:
-        return Situation.NEXT
-    if (ask.step, ask.digest) == (record.last.step, record.last.digest):
-        return Situation.AGAIN
-    return Situation.MISPLACED
+    if names_last(ask, record):
+        if _repeats_last(ask, record):
+            return Situation.AGAIN
+        if ask.step is None:
+            return Situation.REUSED
+    wanted = 0 if ask.act is Act.START else record.step
+    return Situation.NEXT if ask.step in (None, wanted) else Situation.MISPLACED
+
+
+def names_last(ask: Ask, record: Record) -> bool:
+    """Whether it has the last request's step or key, so that it may be that request again."""
+    if ask.step is None:
+        return bool(ask.key_digest) and ask.key_digest == record.last.key_digest
+    return ask.step == record.last.step < record.step
+
+
+def _repeats_last(ask: Ask, record: Record) -> bool:
+    """Whether an ask that `names_last` is that request: its bytes, and that it ends nothing."""
+    begins_elsewhere = ask.act is Act.START and ask.model not in _names(record)
+    return ask.digest == record.last.digest and not ask.ends and not begins_elsewhere
+
+
+def _is_home(ask: Ask, record: Record, goal: str | None) -> bool:
+    """Whether the session's model is what the ask names, if it names one."""
+    if ask.model is None:
+        return True
+    if ask.act is Act.START:  # whichever version
+        return ask.model.partition(":")[0] == record.model
+    return ask.model in _names(record) or ask.model == reference(record.model, goal)
+
+
+def _names(record: Record) -> tuple[str | None, ...]:
+    return None, record.model, reference(record.model, record.version)
 
 
 def decide(ask: Ask, record: Record | None, goal: str | None = None) -> Move:
@@ -182,10 +249,17 @@ def decide(ask: Ask, record: Record | None, goal: str | None = None) -> Move:
         SessionGoneError: resend from step 0, or restore the session.
         ModelConflictError: send what the session's model wants, or use another session id.
         StepConflictError: resend from the step it says, or drop `step`.
+        IdempotencyConflictError: use another key, or send what was sent under it.
+        RequestError: a start at another step than 0.
         SessionNotFoundError: there is none to copy or drop.
         SessionExistsError: use another session id, or replace the session.
     """
-    outcome = TRANSITIONS[ask.act][situation(ask, record, goal)]
+    return judge(situation(ask, record, goal), ask, record)
+
+
+def judge(found: Situation, ask: Ask, record: Record | None) -> Move:
+    """`decide`, where the situation is known."""
+    outcome = TRANSITIONS[ask.act][found]
     if isinstance(outcome, Move):
         return outcome
     raise _refusal(outcome, ask, record)
@@ -198,13 +272,24 @@ def reference(model: str, version: str | None) -> str:
 def _refusal(error: type[ClientError], ask: Ask, record: Record | None) -> ClientError:
     if error is SessionNotFoundError:
         return no_session(ask.session_id)
-    if record is None:
+    if error is RequestError:
         return error(
-            f"session `{ask.session_id}` is gone or never began, request says step {ask.step}; "
-            "begin again with step 0",
+            f"`step` is {ask.step} in a request that begins session `{ask.session_id}`, expected "
+            "0 or none",
             session_id=ask.session_id,
             expected=0,
             got=ask.step,
+        )
+    if record is None:
+        says = "" if ask.step is None else f", request says step {ask.step}"
+        how = "begin again with step 0"
+        if ask.act is Act.CONTINUE:
+            how = "the first request of a sequence must specify START"
+        return error(
+            f"session `{ask.session_id}` is gone or never began{says}; {how}",
+            session_id=ask.session_id,
+            expected=0,
+            **({} if ask.step is None else {"got": ask.step}),
         )
     lives_on = reference(record.model, record.version)
     if error is SessionExistsError:
@@ -223,6 +308,14 @@ def _refusal(error: type[ClientError], ask: Ask, record: Record | None) -> Clien
             session_id=ask.session_id,
             expected=lives_on,
             got=ask.model,
+        )
+    if error is IdempotencyConflictError:
+        return error(
+            f"the last request of session `{ask.session_id}` had this idempotency key and was "
+            f"another one; the session stands at step {record.step}; use a new key for each "
+            "request, and the same one only to send that request again",
+            session_id=ask.session_id,
+            step=record.step,
         )
     return error(
         f"session `{ask.session_id}` stands at step {record.step}, request says {ask.step}; "
@@ -246,9 +339,18 @@ def begin(birth: int, model: str, version: str, state: bytes) -> Record:
     return Record(birth, model, version, 0, state, nothing)
 
 
-def advance(record: Record, ask: Ask, steps: int, y: Array, state: bytes, created: bool) -> Record:
+def advance(
+    record: Record,
+    ask: Ask,
+    steps: int,
+    y: Array,
+    state: bytes,
+    created: bool,
+    restarted: bool = False,
+) -> Record:
     """The record after `steps` more steps; y (T, ...) in the model's units."""
-    last = LastReply(record.step, ask.digest, _little_endian(y), created)
+    y_bytes = _little_endian(y)
+    last = LastReply(record.step, ask.digest, y_bytes, created, restarted, ask.key_digest)
     return replace(record, step=record.step + steps, state=state, last=last)
 
 
@@ -260,6 +362,11 @@ def copy_of(record: Record, birth: int, version: str | None = None) -> Record:
 def digest_of(x: Array) -> bytes:
     """What makes two requests the same: their rows (T, ...) in the model's units."""
     return hashlib.blake2b(x.tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+def digest_of_key(key: str | None) -> bytes:
+    """What is kept of an idempotency key, whatever its length; empty: there is none."""
+    return b"" if key is None else hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def _little_endian(array: Array) -> bytes:

@@ -11,6 +11,7 @@ Rules
 
 Metadata: `format` ("carousel-session-1"), `model`, `version`, `tenant`, `session_id`, `step`,
 `created_at` (UTC, ISO 8601), `last_step`, `last_digest` (hex), `last_created` ("true", "false").
+Only where there is something to say: `last_restarted` ("true"), `last_key_digest` (hex).
 """
 
 import hashlib
@@ -100,6 +101,10 @@ def write_snapshot(key: SessionKey, record: Record, keyring: Keyring, now: datet
         "last_digest": record.last.digest.hex(),
         "last_created": "true" if record.last.created else "false",
     }
+    if record.last.restarted:
+        metadata["last_restarted"] = "true"
+    if record.last.key_digest:
+        metadata["last_key_digest"] = record.last.key_digest.hex()
     entries: dict[str, Any] = {"__metadata__": metadata, **header}
     at = len(data)
     for name, size in ((LAST_Y, len(record.last.y)), (SIGNATURE, SIGNATURE_BYTES)):
@@ -141,6 +146,8 @@ def read_snapshot(raw: bytes, tenant: str, keyring: Keyring) -> Snapshot:
         digest=bytes.fromhex(metadata["last_digest"]),
         y=values[LAST_Y][2],
         created=metadata["last_created"] == "true",
+        restarted=metadata.get("last_restarted") == "true",
+        key_digest=bytes.fromhex(metadata.get("last_key_digest", "")),
     )
     tensors = {name: value for name, value in values.items() if name not in OWN}
     step = int(metadata["step"])

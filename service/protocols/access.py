@@ -6,12 +6,16 @@ Rules
   of others do not exist for its holder.
 - Where there are none, callers are nobody's (tenant ""), and must have reached this server by its
   loopback address, unless the operator said that anybody may (CAROUSEL_ALLOW_ANONYMOUS). Nor may
-  a web page from elsewhere, in a browser on this machine, ask on its user's behalf.
+  a web page from elsewhere, in a browser on this machine, ask on its user's behalf, unless the
+  operator named its origin (CAROUSEL_CORS_ORIGINS), and then it is no admin.
+- Browsers ask no server's leave before a page opens a WebSocket, so there we look ourselves whose
+  page it is, keys or not: `admit_page`.
 - What changes the server itself is for admins: keys with `admin`; and, where there are no keys,
   whoever is on this machine.
 """
 
 import ipaddress
+from collections.abc import Collection
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -35,16 +39,20 @@ class Access:
         *,
         loopback_only: bool = True,
         max_sessions: int | None = None,
+        cors_origins: Collection[str] = (),
     ) -> None:
         """
         Args:
             ring: the keys; None: there are none, and the other two say what that means.
             loopback_only: whether callers without keys must be on this machine.
             max_sessions: live ones of all callers without a key; a ring has its own.
+            cors_origins: whose pages may ask, beside this machine's; `*`: all.
         """
         self._ring = ring
         self._loopback_only = loopback_only
+        self._origins = frozenset(cors_origins)
         self._nobody = Caller("", is_admin=loopback_only, max_sessions=max_sessions)
+        self._page = Caller("", is_admin=False, max_sessions=max_sessions)
 
     def admit(self, scope: Scope) -> Caller:
         """Who sends this request.
@@ -55,12 +63,38 @@ class Access:
         """
         if self._ring is not None:
             return self._ring.find(_key_of(scope))
-        if self._loopback_only and not (_came_by_loopback(scope) and _is_no_foreign_page(scope)):
+        if not self._loopback_only:
+            return self._nobody
+        origin = _header(scope, b"origin")
+        is_foreign = origin is not None and not _is_local_page(origin)
+        if not _came_by_loopback(scope) or (is_foreign and not self._allows(origin)):
             raise ForbiddenError(
                 "this server has no API keys, so it answers on this machine only, and no web page "
                 "from elsewhere; " + HOW_TO_OPEN
             )
-        return self._nobody
+        return self._page if is_foreign else self._nobody
+
+    def admit_page(self, scope: Scope) -> None:
+        """See whose page opens this WebSocket; clients that are no browsers say nothing of it.
+
+        Raises:
+            ForbiddenError: it is of another origin than this server's, and none that is allowed.
+        """
+        origin = _header(scope, b"origin")
+        if (
+            origin is None
+            or self._allows(origin)
+            or (self._loopback_only and _is_local_page(origin))
+            or origin.partition("://")[2] == _header(scope, b"host")
+        ):
+            return
+        raise ForbiddenError(
+            f"a page of {origin} may not open a WebSocket here; set CAROUSEL_CORS_ORIGINS={origin} "
+            "if it should"
+        )
+
+    def _allows(self, origin: str | None) -> bool:
+        return origin in self._origins or "*" in self._origins
 
     def is_admitted(self, scope: Scope) -> bool:
         try:
@@ -97,12 +131,11 @@ def _came_by_loopback(scope: Scope) -> bool:
     return server is None or is_loopback(server[0])
 
 
-def _is_no_foreign_page(scope: Scope) -> bool:
-    """Browsers say in `Origin` whose page it is that sends; other clients have none."""
+def _header(scope: Scope, wanted: bytes) -> str | None:
     for name, value in scope["headers"]:
-        if name == b"origin":
-            return _is_local_page(value.decode("latin-1"))
-    return True
+        if name == wanted:
+            return str(value.decode("latin-1"))
+    return None
 
 
 def _is_local_page(origin: str) -> bool:

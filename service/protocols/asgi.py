@@ -100,14 +100,18 @@ async def send_bytes(
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: CarouselError, headers: Headers | None = None) -> None:
-    """An error in the one shape that all native routes use."""
+async def send_error(
+    send: Send, error: CarouselError, headers: Headers | None = None, body: bytes | None = None
+) -> None:
+    """An error, in the one shape that all native routes use, or another protocol's `body`."""
     extra = list(headers or [])
     if (retry_after_s := retry_after(error)) is not None:
         extra.append((b"retry-after", str(retry_after_s).encode()))
     if error.status == 401:
         extra.append((b"www-authenticate", b'Bearer realm="carousel"'))
-    await send_json(send, encode(error.body()), error.status, extra)
+    if error.status == 415:  # RFC 9110, 15.5.16
+        extra.append((b"accept-encoding", b"gzip, deflate"))
+    await send_json(send, encode(error.body()) if body is None else body, error.status, extra)
 
 
 def retry_after(error: CarouselError) -> int | None:

@@ -1,6 +1,7 @@
 """The routes of forks and snapshots, and of promotion.
 
-    POST /sessions/{id}/fork       {session_id?, step?}: copy it, to that id or to one made here
+    POST /sessions/{id}/fork       {session_id?, step?}: copy it, to that id or to one made here;
+                                   with an Idempotency-Key, a retry finds the copy it made
     GET  /sessions/{id}/snapshot   download it: a signed safetensors file
     PUT  /sessions/{id}/snapshot   begin it from such a file; ?replace=true over the one there
     POST /models/{name}/promote    {from?, to?}: move the sessions of one version to another
@@ -21,6 +22,7 @@ from service.engine import Engine
 from service.errors import InvalidJsonError, RequestError
 from service.key_ring import Caller
 from service.protocols.asgi import Receive, Scope, Send, read_body, send_bytes, send_json
+from service.protocols.idempotency import idempotency_key_of
 from service.session import Record, SessionKey
 from service.snapshot import Keyring
 from service.wire import MAX_SESSION_ID_CHARS, MAX_STEP, encode
@@ -75,7 +77,10 @@ class CopyRoutes:
         body = _decode(await read_body(scope, receive, self._max_body_bytes), ForkBody)
         most = self._caller_of(scope).max_sessions
         source = self._key_of(scope)
-        key, record = await fork(self._engine, source, body.session_id, body.step, most)
+        idempotency_key = idempotency_key_of(scope["headers"])
+        key, record = await fork(
+            self._engine, source, body.session_id, body.step, most, idempotency_key
+        )
         reply = {**describe_session(key, record), "forked_from": source.session_id}
         await send_json(send, encode(reply))
 

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 from service.engine import Engine
 from service.errors import CarouselError, InternalError
 from service.job import Answer, Job, Request
+from service.logs import about
 
 MAX_IN_FLIGHT = 256  # requests; as many rows as a batch takes, so one connection can fill it
 
@@ -44,12 +45,16 @@ class Exchange(Generic[Tag, Out]):
         write_answer: WriteAnswer[Tag, Out],
         write_error: WriteError[Tag, Out],
         max_in_flight: int = MAX_IN_FLIGHT,
+        *,
+        protocol: str,
     ) -> None:
+        """`protocol`: as the origin of its requests says; open ones are counted by it."""
         self._engine = engine
         self._tenant = tenant
         self._write_answer = write_answer
         self._write_error = write_error
         self._max_in_flight = max_in_flight
+        self._protocol = protocol
         self._jobs: set[Job] = set()
         self._outbox: list[Out] = []
         self._in_flight = 0  # accepted or refused, and not yet written back
@@ -104,6 +109,7 @@ class Exchange(Generic[Tag, Out]):
         reader = asyncio.create_task(reading)
         forget = self._engine.on_drain(reader.cancel)
         reader.add_done_callback(lambda _: self._wake_writer.set())
+        self._engine.metrics.stream_opened(self._protocol)
         try:
             # The reader's first receive asks a waiting client (Expect: 100-continue) for its body;
             # once the response has started it would be too late.
@@ -125,6 +131,7 @@ class Exchange(Generic[Tag, Out]):
             reader.result()
             return True
         finally:
+            self._engine.metrics.stream_closed(self._protocol)
             forget()
             reader.cancel()
             for job in list(self._jobs):
@@ -147,7 +154,7 @@ class Exchange(Generic[Tag, Out]):
         except CarouselError as error:
             self._put_error(tag, error, job.request)
         except Exception:
-            logger.exception("the answer to request %s could not be written", tag)
+            logger.exception("the answer to request %s could not be written", tag, extra=_of(job))
             self._put_error(tag, InternalError("the server failed"), job.request)
         else:
             self._put(out)
@@ -159,3 +166,8 @@ class Exchange(Generic[Tag, Out]):
     def _put(self, out: Out) -> None:
         self._outbox.append(out)
         self._wake_writer.set()
+
+
+def _of(job: Job) -> dict[str, dict[str, object]]:
+    request_id, session_id = job.request.origin.request_id, job.key.session_id
+    return about(request_id=request_id, session_id=session_id, model=job.model.reference)

@@ -20,6 +20,8 @@ from service.engine import Engine
 from service.errors import CarouselError, InternalError
 from service.forecast import Forecast, ForecastRequest
 from service.job import Rows
+from service.logs import about
+from service.origin import NOWHERE, Origin
 from service.protocols.asgi import ClientGone, Headers, Receive, Scope, Send
 from service.wire import decode_forecast, encode
 
@@ -33,7 +35,9 @@ logger = logging.getLogger("carousel.http")
 Write = Callable[[str, Mapping[str, object]], bytes]
 
 
-def read_forecast(body: bytes, tenant: str, rows_of: Callable[[bytes], Rows]) -> ForecastRequest:
+def read_forecast(
+    body: bytes, tenant: str, rows_of: Callable[[bytes], Rows], origin: Origin = NOWHERE
+) -> ForecastRequest:
     """A body as a request; ClientError if it is not one."""
     envelope = decode_forecast(body)
     return ForecastRequest(
@@ -47,6 +51,7 @@ def read_forecast(body: bytes, tenant: str, rows_of: Callable[[bytes], Rows]) ->
         seed=envelope.seed,
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
+        origin=origin,
     )
 
 
@@ -62,6 +67,7 @@ async def serve_forecast(
     forecast = await engine.forecast(request)
     kind, write = (SSE, _event) if _wants_events(scope["headers"]) else (NDJSON, _line)
     watch = asyncio.create_task(_abandon_when_gone(engine, forecast, receive))
+    engine.metrics.stream_opened("forecast")
     try:
         await send({"type": "http.response.start", "status": 200, "headers": _headers(kind)})
         await _send_part(send, write("start", _describe(forecast)))
@@ -78,10 +84,12 @@ async def serve_forecast(
                 raise ClientGone from None
             raise
         except Exception:
-            logger.exception("a forecast failed")
+            origin = request.origin
+            logger.exception("a forecast failed", extra=about(request_id=origin.request_id))
             last = _refusal(engine, write, InternalError("the server failed; its log says why"))
         await send({"type": "http.response.body", "body": last, "more_body": False})
     finally:
+        engine.metrics.stream_closed("forecast")
         watch.cancel()
         engine.abandon(forecast)
 

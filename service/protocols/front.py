@@ -7,12 +7,14 @@ its health, metrics and documentation pages. What it does not know either is ref
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.routing import Match, Route
 
+from service.protocols.around import Around
 from service.protocols.asgi import Receive, Scope, Send, send_error
 from service.protocols.native import no_method, no_route
 
@@ -33,6 +35,7 @@ class OwnApps:
 
     apps: Sequence[OwnApp]  # the first that knows a request answers it
     before_metrics: Callable[[], Awaitable[None]]  # what must be known when /metrics is asked
+    around: Around = field(default_factory=Around)  # what all their replies have
 
 
 class Front:
@@ -50,7 +53,7 @@ class Front:
         own = self._own()
         for app in own.apps:
             if app.knows(scope):
-                await app(scope, receive, send)
+                await own.around.answer(app, scope, receive, send)
                 return
         if scope["type"] == "websocket":
             await self._host(scope, receive, send)
@@ -65,12 +68,13 @@ class Front:
                 return
             if match is Match.PARTIAL and isinstance(route, Route):
                 allowed |= route.methods or set()
-        await self._refuse(scope, send, sorted(allowed))
+        await own.around.answer(partial(_refuse, sorted(allowed)), scope, receive, send)
 
-    async def _refuse(self, scope: Scope, send: Send, allowed: list[str]) -> None:
-        path, method = scope["path"], scope["method"]
-        if allowed:
-            headers = [(b"allow", ", ".join(allowed).encode())]
-            await send_error(send, no_method(path, method, allowed), headers)
-        else:
-            await send_error(send, no_route(path))
+
+async def _refuse(allowed: list[str], scope: Scope, receive: Receive, send: Send) -> None:
+    path, method = scope["path"], scope["method"]
+    if allowed:
+        headers = [(b"allow", ", ".join(allowed).encode())]
+        await send_error(send, no_method(path, method, allowed), headers)
+    else:
+        await send_error(send, no_route(path))

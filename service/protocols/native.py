@@ -1,6 +1,6 @@
 """The native JSON routes, as one ASGI app.
 
-    POST   /predict         advance one session
+    POST   /predict         advance one session; or many, an array: service/protocols/many.py
     POST   /stream          NDJSON in, NDJSON out: service/protocols/ndjson.py
     POST   /forecast        what it would go on with: service/protocols/forecast.py
     GET    /sessions/{id}   where it stands
@@ -11,8 +11,8 @@
 
 Refused, all in the shape {"error": {"code", "message", ...}}: unknown routes (404), other methods
 (405), callers without a key where one is needed (401) or without an admin's (403), bodies over the
-limit (413, while they are read), and whatever the engine refuses. /readyz answers anybody, for
-probes, and tells more to who has a key.
+limit (413, while they are read) or in a coding that is not read (415), and whatever the engine
+refuses. /readyz answers anybody, for probes, and tells more to who has a key.
 """
 
 import asyncio
@@ -31,7 +31,9 @@ from service.errors import (
 from service.feedback import why_not
 from service.job import Answer, Job, Request
 from service.key_ring import Caller
+from service.logs import about
 from service.model import Model
+from service.origin import NOWHERE, Origin, origin_of, request_id_of
 from service.pipeline import Pipeline
 from service.protocols.access import Access, require_admin
 from service.protocols.asgi import (
@@ -45,6 +47,7 @@ from service.protocols.asgi import (
     send_json,
     to_who_stays,
 )
+from service.protocols.content_coding import decoded
 from service.protocols.copies import (
     SESSION,
     CopyRoutes,
@@ -54,6 +57,8 @@ from service.protocols.copies import (
     session_id_of,
 )
 from service.protocols.forecast import read_forecast, serve_forecast
+from service.protocols.idempotency import idempotency_key_of
+from service.protocols.many import is_array, predict_many
 from service.protocols.ndjson import serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
@@ -81,7 +86,9 @@ class JsonRows:
         return decode_rows(self.raw, shape)
 
 
-def read_request(body: bytes, caller: Caller) -> Request:
+def read_request(
+    body: bytes, caller: Caller, origin: Origin = NOWHERE, idempotency_key: str | None = None
+) -> Request:
     """One /predict body of `caller`'s, or one line of /stream; ClientError if it is not one."""
     envelope = decode_envelope(body)
     return Request(
@@ -92,6 +99,8 @@ def read_request(body: bytes, caller: Caller) -> Request:
         want=None if envelope.want is None else tuple(envelope.want),
         choose=envelope.choose,
         most=caller.max_sessions,
+        idempotency_key=idempotency_key,
+        origin=origin,
     )
 
 
@@ -148,7 +157,7 @@ class NativeApp:
                 scope[CALLER] = caller = self._access.admit(scope)
                 if scope["path"].startswith(ADMIN):
                     require_admin(caller)
-            await handler(scope, receive, send)
+            await handler(scope, decoded(scope, receive, self._max_body_bytes), send)
         except ClientGone:
             raise
         except MethodNotAllowedError as error:
@@ -157,7 +166,9 @@ class NativeApp:
         except CarouselError as error:
             await self._refuse(send, error)
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            request_id = (request_id_of(scope["headers"]) or b"").decode()
+            what = about(request_id=request_id, code=InternalError.code)
+            logger.exception("%s %s failed", scope["method"], scope["path"], extra=what)
             await self._refuse(send, InternalError("the server failed; its log says why"))
 
     async def _refuse(
@@ -169,7 +180,7 @@ class NativeApp:
     async def before_metrics(self) -> None:
         """What must be known at the moment that /metrics is asked."""
         try:
-            await self._engine.count_live()
+            await self._engine.show_metrics()
         except CarouselError as error:
             logger.error("the live sessions could not be counted: %s", error.message)
         except Exception:
@@ -186,7 +197,20 @@ class NativeApp:
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        job = await self._engine.submit(read_request(body, scope[CALLER]))
+        headers, caller = scope["headers"], _caller_of(scope)
+        origin, idempotency_key = origin_of(headers, "predict"), idempotency_key_of(headers)
+        if is_array(body):
+            reply = await predict_many(
+                self._engine,
+                body,
+                receive,
+                lambda one: read_request(one, caller, origin),
+                write_answer,
+                idempotency_key,
+            )
+            await send_json(send, reply)
+            return
+        job = await self._engine.submit(read_request(body, caller, origin, idempotency_key))
         watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
         try:
             answer = await job.future
@@ -210,9 +234,11 @@ class NativeApp:
         job.future.add_done_callback(lambda _: task.cancel())
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = origin_of(scope["headers"], "stream")
+
         def read_line(line: bytes) -> Request:
             # Asked for each line: a key that is revoked or expires ends here, not with the stream.
-            return read_request(line, self._access.admit(scope))
+            return read_request(line, self._access.admit(scope), origin)
 
         await serve_stream(
             self._engine,
@@ -226,7 +252,8 @@ class NativeApp:
 
     async def _forecast(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._max_body_bytes)
-        request = read_forecast(body, scope[CALLER].tenant, JsonRows)
+        origin = origin_of(scope["headers"], "forecast")
+        request = read_forecast(body, scope[CALLER].tenant, JsonRows, origin)
         await serve_forecast(self._engine, request, scope, receive, send)
 
     async def _look_up(self, scope: Scope, receive: Receive, send: Send) -> None:

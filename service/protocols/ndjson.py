@@ -6,6 +6,7 @@ Rules
 - A line that is refused gets an error line with its number (from 1); the stream goes on.
 - Blank lines are ignored; the last line needs no newline. A line over the limit is refused
   without being kept.
+- Where a compressed body is damaged, what was read is answered, then an error line says why.
 - When the server drains, what was read is answered, then an error line says that the stream ends.
 - Who waits for whom is `Exchange`'s affair, as under every protocol that streams.
 """
@@ -77,15 +78,24 @@ async def serve_stream(
     """
     engine.refuse_if_draining()
     exchange: Exchange[int, bytes] = Exchange(
-        engine, tenant, lambda _, answer: write_answer(answer) + b"\n", _error_line
+        engine,
+        tenant,
+        lambda _, answer: write_answer(answer) + b"\n",
+        _error_line,
+        protocol="stream",
     )
     lines_done = 0
 
+    last: CarouselError | None = None  # why nothing more is read, and the last line
+
     async def read() -> None:
-        nonlocal lines_done
-        async for line in split_lines(receive, max_line_bytes):
-            await exchange.submit(line.number, partial(_read_line, line))
-            lines_done = line.number
+        nonlocal lines_done, last
+        try:
+            async for line in split_lines(receive, max_line_bytes):
+                await exchange.submit(line.number, partial(_read_line, line))
+                lines_done = line.number
+        except CarouselError as error:  # the body is not what its coding says it is
+            last = error
 
     def _read_line(line: Line) -> Request:
         if line.text is None:
@@ -103,14 +113,15 @@ async def serve_stream(
     async def send_lines(lines: list[bytes]) -> None:
         await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
 
-    farewell = b""
     if not await exchange.run(read(), send_lines, begin):
-        refusal = DrainingError(
+        last = DrainingError(
             "the server is shutting down; this line and those after it were not run, "
             "send them to another, or try again"
         )
-        engine.metrics.refused(refusal)
-        farewell = _error_line(lines_done + 1, refusal)
+    farewell = b""
+    if last is not None:
+        engine.metrics.refused(last)
+        farewell = _error_line(lines_done + 1, last)
     await send({"type": "http.response.body", "body": farewell, "more_body": False})
 
 

@@ -1,18 +1,21 @@
 """The native routes as OpenAPI paths, with examples; BentoML's page at / shows them."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from service.choice import CHOOSE_FORM
 from service.errors import (
     ArtifactError,
+    BadEncodingError,
     CannotForecastError,
     CapacityError,
     DrainingError,
     ForbiddenError,
+    IdempotencyConflictError,
     InvalidJsonError,
     MethodNotAllowedError,
     ModelConflictError,
+    ModelLoadingError,
     NotFiniteError,
     RequestError,
     ResultNotFiniteError,
@@ -20,205 +23,75 @@ from service.errors import (
     SessionNotFoundError,
     ShapeError,
     StepConflictError,
+    StoreFullError,
     StoreUnavailableError,
     TooLongError,
     UnauthorizedError,
     UnknownModelError,
     UnknownTokenError,
+    UnsupportedEncodingError,
+)
+from service.protocols.openapi_bodies import (
+    ANSWER_MANY_SCHEMA,
+    ANSWERS,
+    FORECAST_LINE_SCHEMA,
+    FORECAST_LINES,
+    FORECAST_SCHEMA,
+    FORECASTS,
+    LINE_SCHEMA,
+    MODELS,
+    MODELS_SCHEMA,
+    PREDICT,
+    PREDICT_MANY_SCHEMA,
+    PREDICT_SCHEMA,
+    READY,
+    READY_SCHEMA,
+    SESSION,
+    SESSION_SCHEMA,
+    STREAM,
+    STREAM_ANSWERS,
+    closed,
 )
 from service.protocols.openapi_copies import copy_paths
-from service.protocols.openapi_form import json_media, operation
+from service.protocols.openapi_form import IDEMPOTENCY_KEY, json_media, media, operation
 
-_REQUEST = {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
-_ANSWER = {
-    "session_id": "pump-7",
-    "model": "sine-cell",
-    "version": "0123456789abcdef",
-    "step": 2,
-    "created": True,
-    "y": [[0.15], [0.24]],
-}
-_SESSION = {key: _ANSWER[key] for key in ("session_id", "model", "version", "step")}
-_NEXT_LINE = '{"session_id": "pump-8", "x": [[0.3]]}'
-
-_FORECAST = {"session_id": "pump-7", "horizon": 2}
-_FORECAST_LINES: list[dict[str, object]] = [
-    {**_SESSION, "horizon": 2},
-    {"step": 2, "y": [0.24]},
-    {"step": 3, "y": [0.35]},
-    {"done": True, "step": 4},
-]
-
-_REQUEST_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["session_id", "x"],
-    "additionalProperties": False,
-    "properties": {
-        "session_id": {"type": "string", "minLength": 1, "maxLength": 256},
-        "x": {
-            "oneOf": [
-                {"type": "array", "minItems": 1, "items": {}},
-                {"type": "string", "minLength": 1},
-            ],
-            "description": "Rows of (time, ...), raw units, as GET /models says under `ports`; for "
-            "a model with a `vocabulary` also text, or a list of its tokens.",
-        },
-        "step": {
-            "type": "integer",
-            "minimum": 0,
-            "nullable": True,
-            "description": "The index of the first row; makes a retry safe.",
-        },
-        "model": {"type": "string", "nullable": True, "description": "`name` or `name:version`."},
-        "want": {
-            "type": "array",
-            "minItems": 1,
-            "items": {"type": "string"},
-            "nullable": True,
-            "description": "Which fields of the result the reply should hold, of those that GET "
-            "/models lists under `reply`; all, if absent.",
-        },
-        "choose": {
-            "type": "object",
-            "nullable": True,
-            "description": "How a token or class is chosen from its logits, instead of as the "
-            f"model's pipeline says: {CHOOSE_FORM}.",
-        },
-    },
-}
-_FORECAST_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["horizon"],
-    "additionalProperties": False,
-    "properties": {
-        **_REQUEST_SCHEMA["properties"],
-        "session_id": {
-            **_REQUEST_SCHEMA["properties"]["session_id"],
-            "nullable": True,
-            "description": "Where to go on from; without it from the model's initial state, and "
-            "then `x` is needed.",
-        },
-        "horizon": {"type": "integer", "minimum": 1, "description": "Steps to forecast."},
-        "x": {
-            **_REQUEST_SCHEMA["properties"]["x"],
-            "nullable": True,
-            "description": "Rows that are read first, as those of /predict; the session does not "
-            "move.",
-        },
-        "step": {
-            "type": "integer",
-            "minimum": 0,
-            "nullable": True,
-            "description": "Where the session must stand.",
-        },
-        "samples": {
-            "type": "integer",
-            "minimum": 1,
-            "nullable": True,
-            "description": "So many ways to go on, drawn by chance; each field of a line is then "
-            "a list, one element a sample.",
-        },
-        "seed": {
-            "type": "integer",
-            "minimum": 0,
-            "nullable": True,
-            "description": "Of what is drawn, before that of `choose`. The same seed draws the "
-            "same again.",
-        },
-    },
-}
-_LINE_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "description": "First {session_id, model, version, step, horizon}, then a line a step, then "
-    "{done, step}; or {error} as the last one.",
-    "properties": {
-        "step": {"type": "integer", "description": "The index of the step that is forecast."},
-        "y": {
-            "type": "array",
-            "items": {},
-            "description": "One row, raw units: the forecast of this step; of text, the logits of "
-            "the token at it.",
-        },
-        "text": {"type": "string", "description": "The character that is chosen for this step."},
-        "tokens": {"type": "string", "description": "The same where tokens are longer."},
-    },
-}
-_ANSWER_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "session_id": {"type": "string"},
-        "model": {"type": "string"},
-        "version": {"type": "string"},
-        "step": {"type": "integer", "description": "The index of the next step."},
-        "created": {"type": "boolean", "description": "Whether this request began the session."},
-        "y": {"type": "array", "items": {}, "description": "Rows of (time, ...), raw units."},
-        "text": {
-            "type": "string",
-            "description": "Of a model with a vocabulary of characters: the one chosen at each "
-            "step, from the logits in `y`.",
-        },
-        "tokens": {
-            "type": "array",
-            "items": {"type": "string"},
-            "description": "The same where tokens are longer.",
-        },
-        "labels": {
-            "type": "array",
-            "items": {"type": "string"},
-            "description": "Of a model with `classes`: the one chosen at each step.",
-        },
-        "probabilities": {
-            "type": "array",
-            "items": {},
-            "description": "Of a model with `classes`: softmax of `y`, (time, classes).",
-        },
-        "alarm": {
-            "type": "array",
-            "items": {"type": "boolean"},
-            "description": "Of a model with an `alarm`: whether the score in `y` is above the "
-            "threshold.",
-        },
-    },
+CALLER = (UnauthorizedError, ForbiddenError)
+CODING = (UnsupportedEncodingError, BadEncodingError)
+ROWS = (  # of what runs a model on rows
+    *(InvalidJsonError, RequestError, ShapeError, UnknownTokenError, NotFiniteError),
+    *(*CALLER, *CODING, UnknownModelError, MethodNotAllowedError),
+    *(StepConflictError, ModelConflictError, TooLongError, ResultNotFiniteError),
+    *(CapacityError, StoreUnavailableError, ModelLoadingError, DrainingError, ArtifactError),
+)
+SESSION_ID = {
+    "name": "session_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "example": "pump-7",
 }
 
 
 def native_paths() -> dict[str, dict[str, Any]]:
     """path -> OpenAPI path item."""
-    caller = (UnauthorizedError, ForbiddenError)
-    run = (
-        InvalidJsonError,
-        RequestError,
-        ShapeError,
-        UnknownTokenError,
-        NotFiniteError,
-        *caller,
-        UnknownModelError,
-        MethodNotAllowedError,
-        StepConflictError,
-        ModelConflictError,
-        SessionGoneError,
-        TooLongError,
-        ResultNotFiniteError,
-        CapacityError,
-        DrainingError,
-        ArtifactError,
+    one_session = (*CALLER, SessionNotFoundError, MethodNotAllowedError, StoreUnavailableError)
+    drop_schema = closed(
+        (*SESSION_SCHEMA["required"], "dropped"),
+        {**SESSION_SCHEMA["properties"], "dropped": {"type": "boolean"}},
     )
-    one_session = (*caller, SessionNotFoundError, MethodNotAllowedError)
-    session_id = {
-        "name": "session_id",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string"},
-        "example": "pump-7",
-    }
     return {
         "/predict": {
             "post": operation(
                 "predict",
-                "Advance one session by the rows of `x`, and begin it if there is none.",
-                json_media(_ANSWER_SCHEMA, _ANSWER),
-                run,
-                requestBody={"required": True, "content": json_media(_REQUEST_SCHEMA, _REQUEST)},
+                "Advance one session by the rows of `x`, and begin it if there is none; or many "
+                "sessions, by an array of such bodies.",
+                json_media(ANSWER_MANY_SCHEMA, **ANSWERS),
+                (*ROWS, SessionGoneError, StoreFullError, IdempotencyConflictError),
+                parameters=(IDEMPOTENCY_KEY,),
+                requestBody={
+                    "required": True,
+                    "content": json_media(PREDICT_MANY_SCHEMA, **PREDICT),
+                },
             )
         },
         "/stream": {
@@ -226,16 +99,13 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "stream",
                 "Lines of /predict bodies in, lines of replies out as each is done; any number of "
                 'sessions. A refused line is answered by {"error", "line", "session_id"}.',
-                {"application/x-ndjson": {"schema": _ANSWER_SCHEMA, "example": _ANSWER}},
-                (*caller, MethodNotAllowedError, DrainingError),
+                media("application/x-ndjson", LINE_SCHEMA, sessions=_lines(STREAM_ANSWERS)),
+                (*CALLER, UnsupportedEncodingError, MethodNotAllowedError, DrainingError),
                 requestBody={
                     "required": True,
-                    "content": {
-                        "application/x-ndjson": {
-                            "schema": _REQUEST_SCHEMA,
-                            "example": '{"session_id": "pump-7", "x": [[0.1]]}\n' + _NEXT_LINE,
-                        }
-                    },
+                    "content": media(
+                        "application/x-ndjson", PREDICT_SCHEMA, sessions=_lines(STREAM)
+                    ),
                 },
             )
         },
@@ -246,42 +116,44 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "next input; a line a step, as NDJSON or as server-sent events. The session is "
                 "left as it is.",
                 {
-                    "application/x-ndjson": {
-                        "schema": _LINE_SCHEMA,
-                        "example": "\n".join(map(json.dumps, _FORECAST_LINES)),
-                    },
-                    "text/event-stream": {
-                        "schema": {"type": "string"},
-                        "example": "event: step\nid: 2\ndata: " + json.dumps(_FORECAST_LINES[1]),
-                    },
+                    **media(
+                        "application/x-ndjson",
+                        FORECAST_LINE_SCHEMA,
+                        **{name: _lines(lines) for name, lines in FORECAST_LINES.items()},
+                    ),
+                    **media(
+                        "text/event-stream",
+                        {"type": "string"},
+                        of_a_session=_events(FORECAST_LINES["of_a_session"]),
+                    ),
                 },
-                (*run, CannotForecastError, SessionNotFoundError),
-                requestBody={"required": True, "content": json_media(_FORECAST_SCHEMA, _FORECAST)},
+                (*ROWS, CannotForecastError, SessionNotFoundError, SessionGoneError),
+                requestBody={"required": True, "content": json_media(FORECAST_SCHEMA, **FORECASTS)},
             )
         },
         "/sessions/{session_id}": {
             "get": operation(
                 "look_up",
                 "Where a session stands.",
-                json_media({"type": "object"}, _SESSION),
+                json_media(SESSION_SCHEMA, session=SESSION),
                 one_session,
-                parameters=[session_id],
+                parameters=(SESSION_ID,),
             ),
             "delete": operation(
                 "drop",
                 "Forget a session.",
-                json_media({"type": "object"}, {**_SESSION, "dropped": True}),
+                json_media(drop_schema, session={**SESSION, "dropped": True}),
                 one_session,
-                parameters=[session_id],
+                parameters=(SESSION_ID,),
             ),
         },
-        **copy_paths(session_id),
+        **copy_paths(SESSION_ID),
         "/models": {
             "get": operation(
                 "models",
                 "What is served.",
-                json_media({"type": "object"}, None),
-                (*caller, MethodNotAllowedError),
+                json_media(MODELS_SCHEMA, one_model=MODELS),
+                (*CALLER, MethodNotAllowedError),
             )
         },
         "/readyz": {
@@ -289,11 +161,20 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "readyz",
                 "Whether of every configured model a version passed its self-test on this machine, "
                 "and the store of the sessions is there.",
-                json_media(
-                    {"type": "object"},
-                    {"status": "ready", "models": ["sine-cell:0123456789abcdef"]},
-                ),
-                (ArtifactError, DrainingError, StoreUnavailableError),
+                json_media(READY_SCHEMA, ready=READY),
+                (ArtifactError, DrainingError, StoreUnavailableError, MethodNotAllowedError),
+                needs_key=False,
             )
         },
     }
+
+
+def _lines(bodies: Iterable[object]) -> str:
+    return "".join(json.dumps(body) + "\n" for body in bodies)
+
+
+def _events(lines: list[dict[str, object]]) -> str:
+    start, *steps, done = lines
+    events = [f"event: start\ndata: {json.dumps(start)}\n\n"]
+    events += [f"event: step\nid: {step['step']}\ndata: {json.dumps(step)}\n\n" for step in steps]
+    return "".join([*events, f"event: done\ndata: {json.dumps(done)}\n\n"])

@@ -1,8 +1,9 @@
-"""What every operation of the OpenAPI page has in common: its tag, its errors, their shape."""
+"""What every operation of the OpenAPI page has in common: its tag, keys, headers and errors."""
 
 from typing import Any
 
 from service.errors import CarouselError
+from service.protocols.openapi_errors import error_example
 
 TAG = "Carousel"
 
@@ -14,9 +15,67 @@ ERROR_SCHEMA: dict[str, Any] = {
             "type": "object",
             "required": ["code", "message"],
             "additionalProperties": True,
-            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
+            "properties": {
+                "code": {"type": "string", "description": "What a program matches on."},
+                "message": {
+                    "type": "string",
+                    "description": "What came, what was expected, what to do; for people.",
+                },
+            },
         }
     },
+}
+SECURITY_SCHEMES: dict[str, Any] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, where the server has any.",
+    },
+    "apiKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same key in another header.",
+    },
+}
+KEYS: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"apiKey": []}]  # {}: it may have none
+REQUEST_ID: dict[str, Any] = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "The client's name for the request: up to 128 letters, digits and ._:/=+-; in "
+    "the reply, the log and the spans. Another is replaced by one of the server's.",
+    "example": "pump-7-000123",
+}
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"},
+    "description": "Another name for `step`: sent again with the same key, the last request of the "
+    "session gets its reply again, and is not run twice. A new one for each request; a UUID will "
+    "do. Not beside `step`, which says the same.",
+    "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
+}
+REPLY_ID: dict[str, Any] = {
+    "X-Request-ID": {
+        "description": "The request's, or one made here.",
+        "schema": {"type": "string"},
+        "example": "pump-7-000123",
+    }
+}
+RETRY_AFTER: dict[str, Any] = {
+    "Retry-After": {
+        "description": "Seconds after which the same request may succeed.",
+        "schema": {"type": "integer"},
+        "example": 1,
+    }
+}
+OF_STATUS: dict[int, dict[str, Any]] = {  # headers of a refusal
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}, "example": 'Bearer realm="carousel"'}},
+    405: {"Allow": {"schema": {"type": "string"}, "example": "POST"}},
+    415: {"Accept-Encoding": {"schema": {"type": "string"}, "example": "gzip, deflate"}},
+    429: RETRY_AFTER,
+    503: RETRY_AFTER,
 }
 
 
@@ -25,34 +84,60 @@ def operation(
     summary: str,
     content: dict[str, Any],
     errors: tuple[type[CarouselError], ...],
+    *,
+    parameters: tuple[dict[str, Any], ...] = (),
+    needs_key: bool = True,
     **more: Any,
 ) -> dict[str, Any]:
     return {
         "tags": [TAG],
         "operationId": f"carousel__{name}",
         "summary": summary,
+        "parameters": [*parameters, REQUEST_ID],
+        "security": KEYS if needs_key else [{}],
         **more,
-        "responses": {"200": {"description": "Done.", "content": content}, **_refusals(errors)},
+        "responses": {
+            "200": {"description": "Done.", "headers": REPLY_ID, "content": content},
+            **_refusals(errors),
+        },
     }
 
 
 def _refusals(errors: tuple[type[CarouselError], ...]) -> dict[str, Any]:
-    by_status: dict[str, list[type[CarouselError]]] = {}
-    for error in errors:
-        by_status.setdefault(str(error.status), []).append(error)
+    by_status: dict[int, list[type[CarouselError]]] = {}
+    for error in dict.fromkeys(errors):
+        by_status.setdefault(error.status, []).append(error)
     return {
-        status: {
-            "description": " ".join(f"`{e.code}`: {e.__doc__}" for e in members),
-            "content": json_media(
-                ERROR_SCHEMA, {"error": {"code": members[0].code, "message": members[0].__doc__}}
-            ),
+        str(status): {
+            "description": " ".join(f"`{e.code}`: {_first_line(e)}" for e in members),
+            "headers": {**REPLY_ID, **OF_STATUS.get(status, {})},
+            "content": {
+                "application/json": {
+                    "schema": ERROR_SCHEMA,
+                    "examples": {
+                        e.code: {"summary": _first_line(e), "value": error_example(e)}
+                        for e in members
+                    },
+                }
+            },
         }
         for status, members in sorted(by_status.items())
     }
 
 
-def json_media(schema: dict[str, Any], example: object) -> dict[str, Any]:
-    media: dict[str, Any] = {"schema": schema}
-    if example is not None:
-        media["example"] = example
-    return {"application/json": media}
+def _first_line(error: type[CarouselError]) -> str:
+    return (error.__doc__ or "").partition("\n")[0]
+
+
+def json_media(schema: dict[str, Any], **examples: object) -> dict[str, Any]:
+    """A body of JSON, with an example of each name."""
+    return media("application/json", schema, **examples)
+
+
+def media(kind: str, schema: dict[str, Any], **examples: object) -> dict[str, Any]:
+    """A body of that content type."""
+    shown = {
+        name: {"summary": name.replace("_", " "), "value": value}
+        for name, value in examples.items()
+    }
+    return {kind: {"schema": schema, "examples": shown}}

@@ -2,9 +2,13 @@
 
 Layout, little-endian, no padding:
 
-    format u8 = 1 | birth u64 | step u64 | last.step u64 | last.created u8
+    format u8 | birth u64 | step u64 | last.step u64 | last's flags u8
     lengths: last.digest u8, model u16, version u16, state u32, last.y u32
+    of format 2: last.key_digest, 16 bytes
     then these five, in this order; model and version in UTF-8
+
+Flags: 1 created, 2 restarted. A record without a key is of format 1, which every Carousel reads; so
+servers of the version before can share a store with this one until the first key is sent.
 """
 
 import struct
@@ -12,9 +16,11 @@ import struct
 from service.errors import InternalError
 from service.session import LastReply, Record
 
-FORMAT = 1
+FORMAT = 2  # the newest
+_KEYLESS, _KEYED = 1, FORMAT
 _HEAD = struct.Struct("<BQQQBBHHII")
-HEAD_BYTES = _HEAD.size
+_KEY_BYTES = {_KEYLESS: 0, _KEYED: 16}
+_CREATED, _RESTARTED = 1, 2
 
 
 def pack_record(record: Record) -> bytes:
@@ -22,9 +28,14 @@ def pack_record(record: Record) -> bytes:
     model, version = record.model.encode(), record.version.encode()
     parts = (last.digest, model, version, record.state, last.y)
     head = _HEAD.pack(
-        FORMAT, record.birth, record.step, last.step, last.created, *(len(part) for part in parts)
+        _KEYED if last.key_digest else _KEYLESS,
+        record.birth,
+        record.step,
+        last.step,
+        _CREATED * last.created | _RESTARTED * last.restarted,
+        *(len(part) for part in parts),
     )
-    return b"".join((head, *parts))
+    return b"".join((head, last.key_digest, *parts))
 
 
 def unpack_record(raw: bytes) -> Record:
@@ -33,21 +44,23 @@ def unpack_record(raw: bytes) -> Record:
     Raises:
         InternalError: of another format, or cut short.
     """
-    if len(raw) < HEAD_BYTES or raw[0] != FORMAT:
+    if len(raw) < _HEAD.size or raw[0] not in _KEY_BYTES:
         raise InternalError(
             f"a stored record of {len(raw)} bytes has format {raw[:1].hex() or 'none'}, expected "
-            f"{FORMAT:02x}; it was written by another version of Carousel"
+            f"at most {FORMAT:02x}; it was written by another version of Carousel"
         )
-    _, birth, step, last_step, created, *lengths = _HEAD.unpack_from(raw)
-    if len(raw) != HEAD_BYTES + sum(lengths):
+    form, birth, step, last_step, flags, *lengths = _HEAD.unpack_from(raw)
+    lengths = [_KEY_BYTES[form], *lengths]
+    if len(raw) != _HEAD.size + sum(lengths):
         raise InternalError(
-            f"a stored record has {len(raw)} bytes, expected {HEAD_BYTES + sum(lengths)}"
+            f"a stored record has {len(raw)} bytes, expected {_HEAD.size + sum(lengths)}"
         )
     parts = []
-    at = HEAD_BYTES
+    at = _HEAD.size
     for length in lengths:
         parts.append(raw[at : at + length])
         at += length
-    digest, model, version, state, y = parts
-    last = LastReply(last_step, digest, y, bool(created))
+    key_digest, digest, model, version, state, y = parts
+    is_created, is_restarted = bool(flags & _CREATED), bool(flags & _RESTARTED)
+    last = LastReply(last_step, digest, y, is_created, is_restarted, key_digest)
     return Record(birth, model.decode(), version.decode(), step, state, last)

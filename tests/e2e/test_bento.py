@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from httpx_sse import connect_sse
 
 from tests.e2e.conftest import BENTOML, ROOT, SERIES, SINE, Server, environment, start_server
-from tests.e2e.test_stream import line
+from tests.e2e.test_stream import duplex, line
 from tests.service.build_artifact import build_artifact
 
 REGISTER = """
@@ -115,6 +116,19 @@ def test_the_bento_serves_its_own_models_without_torch(served: Server, tmp_path:
         reply = httpx.post(served.url + "/predict", json=line("s", [[0.5]], step=step)).json()
         assert (reply["step"], reply["created"]) == (step + 1, step == 0)
     assert "/predict" in httpx.get(served.url + "/docs.json").json()["paths"]
+    with duplex(served) as stream:
+        assert stream.head()[0] == 200
+        for step in range(3, 6):
+            stream.send(line("s", [[0.5]], step=step))
+            assert stream.read()["step"] == step + 1  # before the next line is sent
+        stream.finish()
+        assert stream.rest() == []
+    body = {"session_id": "s", "horizon": 2}
+    with (
+        httpx.Client(base_url=served.url, timeout=30) as http,
+        connect_sse(http, "POST", "/forecast", json=body) as source,
+    ):
+        assert [event.event for event in source.iter_sse()] == ["start", "step", "step", "done"]
     assert (tmp_path / "elsewhere" / "sessions" / "header").exists()
 
 

@@ -402,18 +402,28 @@ def test_the_openapi_page_shows_our_routes_with_examples(client: httpx.Client) -
     ):
         assert path in paths
     predict_route = paths["/predict"]["post"]
-    example = predict_route["requestBody"]["content"]["application/json"]["example"]
-    assert example == {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
+    examples = predict_route["requestBody"]["content"]["application/json"]["examples"]
+    assert examples["numbers"]["value"] == {"session_id": "pump-7", "x": [[0.1], [0.2]], "step": 0}
     assert set(predict_route["responses"]) >= {"200", "400", "404", "409", "410", "413", "429"}
     assert "application/x-ndjson" in paths["/stream"]["post"]["requestBody"]["content"]
     replies = paths["/forecast"]["post"]["responses"]["200"]["content"]
     assert set(replies) == {"application/x-ndjson", "text/event-stream"}
 
 
-def test_the_example_of_the_openapi_page_works(client: httpx.Client) -> None:
-    """Sent as it stands, but for the model, of which three are served here."""
-    operation = client.get("/docs.json").json()["paths"]["/predict"]["post"]
-    body = operation["requestBody"]["content"]["application/json"]["example"]
-    reply = client.post("/predict", json={**body, "model": "sine-cell"}).json()
-    shown = operation["responses"]["200"]["content"]["application/json"]["example"]
-    assert set(reply) == set(shown)
+def test_an_array_is_answered_by_an_array(client: httpx.Client, models: dict[str, Model]) -> None:
+    """Over the wire, through the whole server: many sessions, a refusal among them."""
+    xs = [sequence("sine-cell", 6, seed) for seed in range(20)]
+    bodies = [
+        {"session_id": f"array-{n}", "x": x[at : at + 3].tolist(), "model": "sine-cell"}
+        for at in (0, 3)
+        for n, x in enumerate(xs)
+    ]
+    bodies.insert(20, {"session_id": "array-0", "x": [[0.5]], "model": "sine-cell", "step": 9})
+    reply = client.post("/predict", json=bodies)
+    assert reply.status_code == 200
+    replies = reply.json()
+    refused = replies.pop(20)
+    assert (refused["status"], refused["session_id"], refused["step"]) == (409, "array-0", 9)
+    for n, x in enumerate(xs):
+        ys = [one["y"] for one in (replies[n], replies[20 + n])]
+        assert ys[0] + ys[1] == whole(models["sine-cell"], x)

@@ -22,14 +22,16 @@ from tests.e2e.test_http import sequence, whole
 class Duplex:
     """One open /stream request: send a line, read a line, in any order."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *headers: str) -> None:
         self._socket = connection
         self._reader = connection.makefile("rb")
         self._lines: list[bytes] = []
         self._partial = b""
         connection.sendall(
             b"POST /stream HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n"
-            b"content-type: application/x-ndjson\r\n\r\n"
+            b"content-type: application/x-ndjson\r\n"
+            + b"".join(header.encode() + b"\r\n" for header in headers)
+            + b"\r\n"
         )
 
     def head(self) -> tuple[int, dict[str, str]]:

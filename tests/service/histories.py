@@ -8,10 +8,11 @@ were told goes into the acknowledgements.
 """
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,7 @@ from service.catalog import Catalog
 from service.copying import fork, restore, take_snapshot
 from service.engine import Engine
 from service.errors import (
+    IdempotencyConflictError,
     ModelConflictError,
     SessionExistsError,
     SessionGoneError,
@@ -29,7 +31,7 @@ from service.errors import (
     StepConflictError,
     StoreUnavailableError,
 )
-from service.job import Request
+from service.job import Opening, Request
 from service.model import Model
 from service.promotion import Promotions
 from service.session import CONTROL, Record, SessionKey
@@ -43,6 +45,7 @@ ENGINES = 3
 TRIES = 6  # of one request, until its client gives up
 KEYRING = Keyring((b"k" * 32,))
 REFUSALS = (  # what these scripts may be told, and nothing else
+    IdempotencyConflictError,
     ModelConflictError,
     SessionExistsError,
     SessionGoneError,
@@ -87,6 +90,14 @@ class Sent:
     x: Array
     step: int | None
     model: str | None = None
+    opening: Opening = Opening.ANY
+    ends: bool = False
+    idempotency_key: str | None = None
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the server can tell it from another when it comes again."""
+        return self.step is not None or self.idempotency_key is not None
 
     def decode(self, shape: RowShape) -> Array:
         return self.x
@@ -101,6 +112,7 @@ class Ack:
     version: str
     step: int
     created: bool
+    restarted: bool
     y: Array
 
 
@@ -201,7 +213,7 @@ class World:
     faults: float  # the chance of one at each call of the store
     crashes: float
     journal: list[Entry] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
+    tried: list[tuple[SessionKey, Sent]] = field(default_factory=list)  # to which session
     acks: list[Ack] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)  # those that were acknowledged
     snapshots: list[tuple[SessionKey, int, bytes]] = field(default_factory=list)
@@ -214,9 +226,10 @@ class World:
         self.calls: list[asyncio.Task[Any]] = []  # kept, or they end when nobody looks
         self.stores: list[Unreliable] = []
         self.believed: dict[SessionKey, int] = {}
+        self._numbers = itertools.count()
         self.x = np.random.default_rng(self.random.getrandbits(32))
         for number in range(ENGINES):
-            self.engines.append(self._start(number))
+            self.engines.append(self._launch(number))
 
     def chance(self, of: float) -> bool:
         return self.random.random() < of
@@ -224,9 +237,9 @@ class World:
     def replace(self, number: int) -> None:
         """Start another engine for one that was killed."""
         self.killed.append(self.engines[number])
-        self.engines[number] = self._start(number)
+        self.engines[number] = self._launch(number)
 
-    def _start(self, number: int) -> Engine:
+    def _launch(self, number: int) -> Engine:
         store = Unreliable(self.backend.open(), self, number)
         self.stores[number : number + 1] = [store]
         engine = Engine(
@@ -257,18 +270,48 @@ class World:
 
     async def _twice(self, act: Act) -> None:
         """A client that sends again before it has heard anything."""
+        await self._send_often(self._new(act, self.believed.get(self._key(act), 0)))
+
+    async def _start(self, act: Act) -> None:
+        """Begin the session, or begin it anew; a step or a key makes it safe to do it again."""
+        sent = self._new(act, 0)
+        key = f"key {sent.number}" if act.steps == 1 else None
+        await self._send_often(replace(sent, opening=Opening.START, idempotency_key=key))
+
+    async def _live(self, act: Act) -> None:
         sent = self._new(act, self.believed.get(self._key(act), 0))
-        times = 3 if act.numbered else 1
-        await asyncio.gather(*(self._send(sent) for _ in range(times)))
+        await self._send(replace(sent, opening=Opening.LIVE))
+
+    async def _end(self, act: Act) -> None:
+        """The last request of a session; without a number perhaps its first as well."""
+        sent = self._new(act, self.believed.get(self._key(act), 0))
+        opening = Opening.LIVE if act.numbered else Opening.ANY
+        await self._send(replace(sent, opening=opening, ends=True))
+
+    async def _once(self, act: Act) -> None:
+        """One request that is a whole session."""
+        await self._send(replace(self._new(act, 0), opening=Opening.START, ends=True))
+
+    async def _keyed(self, act: Act) -> None:
+        """What a client does that numbers nothing and tells its requests apart by keys."""
+        sent = replace(self._new(act, 0), step=None)
+        await self._send_often(replace(sent, idempotency_key=f"key {sent.number}"))
+
+    async def _reuse(self, act: Act) -> None:
+        """Other rows under the last key that was acknowledged."""
+        acks = [ack for ack in self.acks if ack.sent.idempotency_key is not None]
+        if acks:
+            sent = replace(self._new(act, 0), step=None, key=acks[-1].key)
+            await self._send(replace(sent, idempotency_key=acks[-1].sent.idempotency_key))
 
     async def _gap(self, act: Act) -> None:
         await self._send(self._new(act, self.believed.get(self._key(act), 0) + act.steps))
 
     async def _again(self, act: Act) -> None:
         """The last acknowledged request of a session once more, or sent to a copy of it."""
-        numbered = [ack for ack in self.acks if ack.sent.step is not None]
-        if numbered:
-            sent = numbered[-1 - act.steps % len(numbered)].sent
+        safe = [ack for ack in self.acks if ack.sent.is_safe]
+        if safe:
+            sent = safe[-1 - act.steps % len(safe)].sent
             await self._send(sent, self._key(act) if act.numbered else sent.key)
 
     async def _drop(self, act: Act) -> None:
@@ -285,6 +328,19 @@ class World:
             return await fork(engine, source, target.session_id, step)
 
         await self._try(do, Change(source, len(self.journal)))
+
+    async def _keyed_fork(self, act: Act) -> None:
+        """A client that does not know whether its fork was done, and asks again."""
+        source = self._key(act)
+        key = f"fork {next(self._numbers)}"
+        change = Change(source, len(self.journal))
+        for _ in range(TRIES):
+            done = await self._try(
+                lambda engine: fork(engine, source, None, None, idempotency_key=key), change
+            )
+            if done is not None:
+                self.keys.append(done[0])
+                return
 
     async def _snapshot(self, act: Act) -> None:
         key, since = self._key(act), len(self.journal)
@@ -322,20 +378,40 @@ class World:
         x = self.x.normal(size=(act.steps, 1))
         oldest = self.models[0].reference if step == 0 and self.chance(0.7) else None
         numbered = step if act.numbered else None
-        sent = Sent(len(self.sent), self._key(act), x, numbered, oldest)
-        self.sent.append(sent)
-        return sent
+        return Sent(next(self._numbers), self._key(act), x, numbered, oldest)
+
+    async def _send_often(self, sent: Sent) -> None:
+        """At once, as a client does that has heard nothing; once if that is not safe."""
+        await asyncio.gather(*(self._send(sent) for _ in range(3 if sent.is_safe else 1)))
 
     async def _send(self, sent: Sent, key: SessionKey | None = None) -> None:
-        """Until there is a reply; a request without a number is sent once."""
+        """Until there is a reply; a request without a number or a key is sent once."""
         key = key or sent.key
-        request = Request(key, sent, sent.step, sent.model)
-        for _ in range(TRIES if sent.step is not None else 1):
+        self.tried.append((key, sent))
+        request = Request(
+            key,
+            sent,
+            sent.step,
+            sent.model,
+            opening=sent.opening,
+            ends=sent.ends,
+            idempotency_key=sent.idempotency_key,
+        )
+        for _ in range(TRIES if sent.is_safe else 1):
             answer = await self._try(lambda engine: engine.predict(request), key=key)
             if answer is not None:
-                self.believed[key] = answer.step
-                ack = Ack(sent, key, answer.version, answer.step, answer.created, answer.y)
-                self.acks.append(ack)
+                self.believed[key] = 0 if sent.ends else answer.step
+                self.acks.append(
+                    Ack(
+                        sent,
+                        key,
+                        answer.version,
+                        answer.step,
+                        answer.created,
+                        answer.restarted,
+                        answer.y,
+                    )
+                )
                 return
 
     async def _try(

@@ -1,11 +1,15 @@
 """What the operator may set, and what stops the start."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from service.config import Config, load_config
+from service.config.__main__ import main
 from service.errors import SettingsError
 
 
@@ -92,6 +96,13 @@ def test_the_config_is_frozen() -> None:
         ("CAROUSEL_MAX_BATCH", "-1", "CAROUSEL_MAX_BATCH=-1: Input should be greater than 0"),
         ("CAROUSEL_STORE", "etcd", "CAROUSEL_STORE=etcd: Input should be 'memory'"),
         ("CAROUSEL_IDLE_TIMEOUT_S", "soon", "CAROUSEL_IDLE_TIMEOUT_S=soon: .* valid number"),
+        ("CAROUSEL_CORS_ORIGINS", "app.example", "`app.example` is not an origin, expected `"),
+        ("CAROUSEL_CORS_ORIGINS", "https://a.example/", "`https://a.example/` is not an origin"),
+        ("CAROUSEL_CORS_ORIGINS", "https://A.example", "is not an origin"),
+        ("CAROUSEL_CORS_ORIGINS", "https://a.example:443", "is not an origin.*a port unless it"),
+        ("CAROUSEL_CORS_ORIGINS", "https://*.example", "is not an origin"),
+        ("CAROUSEL_CORS_ORIGINS", "null", "`null` is not an origin"),
+        ("CAROUSEL_CORS_ORIGINS", "*,https://a.example", "others are named beside it"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_stops_the_start(
@@ -151,3 +162,101 @@ def test_every_kind_of_redis_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: 
     monkeypatch.setenv("CAROUSEL_REDIS_URL", url)
     monkeypatch.setenv("CAROUSEL_WORKERS", "2")
     assert (load_config().redis_url, load_config().workers) == (url, 2)
+
+
+def test_pages_of_other_origins_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them only where keys, or the operator's word, stand between them and the sessions."""
+    monkeypatch.setenv("CAROUSEL_CORS_ORIGINS", "https://a.example, http://[::1]:8080")
+    assert load_config().cors_origins == ("https://a.example", "http://[::1]:8080")
+    monkeypatch.setenv("CAROUSEL_CORS_ORIGINS", "*")
+    with pytest.raises(SettingsError, match=r"CORS_ORIGINS=\* without API keys would let every"):
+        load_config()
+    for setting, value in (("API_KEYS_FILE", "keys.toml"), ("ALLOW_ANONYMOUS", "true")):
+        with monkeypatch.context() as one:
+            one.setenv(f"CAROUSEL_{setting}", value)
+            assert load_config().cors_origins == ("*",)
+
+
+def test_every_setting_says_what_it_means() -> None:
+    """In one sentence, with a capital letter and no full stop, as README's table has it."""
+    for field, info in Config.model_fields.items():
+        meaning = info.description or ""
+        assert len(meaning) > 10, field
+        assert meaning[0].isupper() and meaning[-1] not in ".\n", field
+
+
+SECRET = "s3cret" * 8
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main([*arguments]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    return found.out
+
+
+def test_what_is_in_force_is_printed_with_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For people and for scripts; an empty variable is none; any case is the same variable."""
+    monkeypatch.setenv("CAROUSEL_MAX_BATCH", "32")
+    monkeypatch.setenv("carousel_models", "a,b")
+    monkeypatch.setenv("CAROUSEL_VARIANT", "")
+    monkeypatch.setenv("COLUMNS", "100")
+    found = {one["name"]: one for one in json.loads(printed(capsys, "--json"))}
+    assert found.keys() == {f"CAROUSEL_{field.upper()}" for field in Config.model_fields}
+    batch = found["CAROUSEL_MAX_BATCH"]
+    assert (batch["value"], batch["default"]) == ("32", "256")
+    assert batch["source"] == "environment: CAROUSEL_MAX_BATCH"
+    assert found["CAROUSEL_MODELS"]["source"] == "environment: carousel_models"
+    assert found["CAROUSEL_MODELS"]["value"] == "a,b"
+    assert [found[f"CAROUSEL_{one}"]["source"] for one in ("VARIANT", "STORE")] == ["default"] * 2
+    table = printed(capsys).splitlines()
+    assert max(map(len, table)) <= 100
+    (row,) = [line.split() for line in table if line.startswith("CAROUSEL_MAX_BATCH")]
+    assert row[:5] == ["CAROUSEL_MAX_BATCH", "32", "environment", "Rows", "run"]
+
+
+def test_secrets_are_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor shown by the object, nor by the line that refuses them."""
+    monkeypatch.setenv("CAROUSEL_SNAPSHOT_KEY", f"{SECRET},{SECRET}2")
+    monkeypatch.setenv("CAROUSEL_API_KEYS", SECRET)
+    monkeypatch.setenv("CAROUSEL_STORE", "redis")
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", f"redis://user:{SECRET}@host/1")
+    for form in ([], ["--json"], ["--markdown"]):
+        assert "s3cret" not in printed(capsys, *form)
+    assert "redis://host/1" in printed(capsys)
+    assert "(hidden, 2)" in printed(capsys)
+    assert "s3cret" not in repr(load_config())
+
+
+def test_bad_settings_print_the_line_that_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr, with status 2; no traceback."""
+    monkeypatch.setenv("CAROUSEL_WORKRES", "2")
+    assert main([]) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err == (
+        "carousel: CAROUSEL_WORKRES is not a setting of Carousel; did you mean CAROUSEL_WORKERS?\n"
+    )
+
+
+def test_the_printer_needs_neither_bentoml_nor_a_runtime() -> None:
+    """It answers where nothing else of the service would start."""
+    code = (
+        "import sys, service.config.__main__; "
+        "sys.exit(bool({'bentoml', 'onnxruntime', 'numpy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    done = subprocess.run([sys.executable, "-m", "service.config"], capture_output=True, text=True)
+    assert done.stdout.startswith("setting ")
+
+
+def test_the_table_of_readme_is_the_printers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Word for word: a new setting is there when `python -m service.config --markdown` is."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert printed(capsys, "--markdown") in readme

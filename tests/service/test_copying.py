@@ -1,5 +1,7 @@
 """Forks, snapshots and restores through the engine."""
 
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,6 +12,7 @@ from service.copying import fork, restore, take_snapshot
 from service.engine import Engine
 from service.errors import (
     CapacityError,
+    IdempotencyConflictError,
     ModelConflictError,
     SessionExistsError,
     SessionNotFoundError,
@@ -67,6 +70,60 @@ def test_a_fork_without_a_name_gets_one(sine: Model) -> None:
             two, _ = await fork(engine, A, None, None)
             assert one != two
             assert (await engine.look_up(one)).step == 1
+
+    run(scenario())
+
+
+def test_a_fork_with_a_key_is_made_once(sine: Model) -> None:
+    """A retry finds the copy, whatever became of the session; and as it stands by then."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine])) as engine:
+            await engine.predict(request("a", rows(3)))
+            key, record = await fork(engine, A, None, None, idempotency_key="k")
+            await engine.predict(request("a", rows(1)))
+            assert await fork(engine, A, None, None, idempotency_key="k") == (key, record)
+            assert await fork(engine, A, None, 3, idempotency_key="k") == (key, record)
+            await engine.drop(A)
+            assert await fork(engine, A, None, None, idempotency_key="k") == (key, record)
+            await engine.predict(request(key.session_id, rows(2), 3))
+            assert (await fork(engine, A, None, None, idempotency_key="k"))[1].step == 5
+            with pytest.raises(IdempotencyConflictError, match="stands at step 5, request says 3"):
+                await fork(engine, A, None, 3, idempotency_key="k")
+
+    run(scenario())
+
+
+def test_forks_with_a_key_at_once_are_one(sine: Model) -> None:
+    """Whoever comes second is told of the first one's copy, and no room is needed for another."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), max_sessions=2) as engine:
+            await engine.predict(request("a", rows(3)))
+            forks = [fork(engine, A, None, None, idempotency_key="k") for _ in range(4)]
+            first, *others = await asyncio.gather(*forks)
+            assert others == [first] * 3
+
+    run(scenario())
+
+
+def test_the_copy_of_a_key_is_of_one_tenant_session_and_key(sine: Model) -> None:
+    """Another key, session or tenant makes another; an id of the client's own is as ever."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine])) as engine:
+            sources = [A, B, SessionKey("acme", "a")]
+            for source in sources:
+                await engine.predict(replace(request("", rows(1)), key=source))
+            keys = [
+                (await fork(engine, source, None, None, idempotency_key=name))[0]
+                for source in sources
+                for name in ("k", "l")
+            ]
+            assert len({key.session_id for key in keys}) == 6
+            await fork(engine, A, "mine", None, idempotency_key="k")
+            with pytest.raises(SessionExistsError):
+                await fork(engine, A, "mine", None, idempotency_key="k")
 
     run(scenario())
 

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -217,11 +218,27 @@ class TestDamage:
         """Neither read nor overwritten."""
         store = reopen(tmp_path)
         store._directory.header[AT_FORMAT] += 1
-        with pytest.raises(SettingsError, match="have format 0x102, expected 0x101"):
+        with pytest.raises(SettingsError, match="have format 0x103, expected 0x102"):
             reopen(tmp_path)
         (tmp_path / "header").write_bytes(b"short")
         with pytest.raises(SettingsError, match="header is not of Carousel"):
             reopen(tmp_path)
+
+    def test_the_sessions_of_an_earlier_carousel_are_kept(self, tmp_path: Path) -> None:
+        """Its records are read; and it does not open the directory again, nor meanwhile."""
+        store = reopen(tmp_path)
+        store._directory.header[AT_FORMAT] = 0x101
+        commit(store, Commit(A, None, record(1)))
+        with pytest.raises(SettingsError, match=r"an older version of Carousel, has .* stop it"):
+            reopen(tmp_path)
+        asyncio.run(store.close())
+        store = reopen(tmp_path)
+        assert store._directory.header[AT_FORMAT] == 0x102
+        assert get(store, A) == [record(1)]
+        keyed = replace(record(2), last=replace(record(2).last, key_digest=b"k" * 16))
+        commit(store, Commit(A, record(1), keyed))
+        asyncio.run(store.close())
+        assert get(reopen(tmp_path), A) == [keyed]
 
     def test_a_store_that_lost_a_file_is_refused(self, tmp_path: Path) -> None:
         """Not served in part."""

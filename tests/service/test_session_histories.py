@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.job import Request
+from service.job import Opening, Request
 from service.model import Model
-from service.session import LastReply, Record, SessionKey, digest_of
+from service.session import LastReply, Record, SessionKey, digest_of, digest_of_key
 from service.snapshot import read_snapshot, record_of
 from service.store.disk.machine import Machine
 from service.store.disk.store import DiskStore
@@ -44,7 +45,9 @@ SESSIONS = 3
 KINDS = (
     *("request",) * 6,
     *("twice",) * 3,
-    *("gap", "again", "again", "drop", "fork", "fork", "snapshot", "restore", "restore"),
+    *("gap", "again", "again", "drop", "fork", "fork", "keyed_fork", "keyed_fork"),
+    *("snapshot", "restore", "restore"),
+    *("start", "start", "live", "end", "end", "once", "keyed", "keyed", "keyed", "reuse"),
     *("promote", "learn", "learn", "wait"),
 )
 ACTS = st.builds(
@@ -84,8 +87,12 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.models = {model.version: model for model in world.models}
         self.requests = {
-            digest_of(model.encode(sent.x)): sent for sent in world.sent for model in world.models
+            digest_of(model.encode(sent.x)): sent
+            for _, sent in world.tried
+            for model in world.models
         }
+        self.tried = world.tried
+        self.ends: list[tuple[SessionKey, Content]] = []  # what requests ended, as it stood
         self.now: dict[SessionKey, Content] = {}
         self.births: dict[SessionKey, tuple[int, int]] = {}
         self.touched: dict[SessionKey, float] = {}
@@ -109,19 +116,41 @@ class Oracle:
             self.now[key] = content
             self.births[key] = after.birth, after.step
             self.touched[key] = entry.now
+        elif entry.change is None:
+            assert held is not None, "the end of nothing was committed"
+            assert self.is_asked_to_end(key, held), "a session ended that nobody ended"
+            self.ends.append((key, held))
         self.ever.append((key, content))
+
+    def is_asked_to_end(self, key: SessionKey, held: Content) -> bool:
+        return any(
+            sent.ends and (sent.opening is Opening.START or sent.step in (None, held.step))
+            for its_key, sent in self.tried
+            if its_key == key
+        )
 
     def advanced(self, held: Content | None, after: Record) -> Content:
         """The plain loop's turn: the request's rows, run alone, from the state that was left."""
         sent = self.requests[after.last.digest]
+        assert not sent.ends, "a session that was ended is there"
+        assert held or sent.opening is not Opening.LIVE, "a session began that was to be there"
+        if held and sent.is_safe and held.advances[-1] == sent.number:
+            raise AssertionError("the last request ran twice")
+        key_digest = digest_of_key(sent.idempotency_key)
+        if held and sent.step is None and key_digest:
+            assert held.last.key_digest != key_digest, "the last request's key ran twice"
+        is_restarted = held is not None and sent.opening is Opening.START
+        if is_restarted:
+            held = None
         model = self.models[after.version]
         start = held.step if held else 0
         assert sent.step in (None, start), "a request ran where it did not belong"
         x = model.encode(sent.x)
         (y,), (state,), _ = model.run([x], [held.state if held else model.initial_state])
-        last = LastReply(start, digest_of(x), y.tobytes(), held is None)
+        reply = (digest_of(x), y.tobytes(), held is None, is_restarted, key_digest)
+        last = LastReply(start, *reply)
+        assert sent.step is None or sent.number not in (held.advances if held else ()), "ran twice"
         advances = (*(held.advances if held else ()), sent.number)
-        assert len(set(advances)) == len(advances), "a request ran twice"
         return Content(model.version, start + len(x), state, last, advances)
 
     def copied(self, change: Change, after: Record) -> Content:
@@ -135,16 +164,36 @@ class Oracle:
 
     def answer(self, ack: Ack) -> None:
         """The reply is that of exactly one advance of its session, or of what it is a copy of."""
+        if ack.sent.ends:
+            assert any(self.is_end(ack, held) for held in self.ended_by(ack)), "no such end"
+            return
         replies = {
             content.last.y
             for key, content in self.ever
             if key == ack.key and content and content.advances[-1] == ack.sent.number
             if content.version == ack.version and content.step == ack.step
-            if content.last.created is ack.created
+            if content.last.created is ack.created and content.last.restarted is ack.restarted
         }
         model = self.models[ack.version]
         ys = [np.frombuffer(y, "<f4").reshape(len(ack.sent.x), 1) for y in replies]
         assert any(np.array_equal(model.decode(y), ack.y) for y in ys), "a reply to no advance"
+
+    def ended_by(self, ack: Ack) -> list[Content | None]:
+        """What the request may have found, and left nothing of."""
+        found: list[Content | None] = [held for key, held in self.ends if key == ack.key]
+        if ack.restarted:  # so there was one, and it does not count any more
+            return [None] if found else []
+        if ack.created:
+            return [None] if ack.sent.opening is not Opening.LIVE else []
+        return found if ack.sent.opening is not Opening.START else []
+
+    def is_end(self, ack: Ack, held: Content | None) -> bool:
+        model = self.models[ack.version]
+        x = model.encode(ack.sent.x)
+        (y,), _, _ = model.run([x], [held.state if held else model.initial_state])
+        start = held.step if held else 0
+        is_there = ack.sent.step in (None, start) and ack.step == start + len(x)
+        return is_there and np.array_equal(model.decode(y), ack.y)
 
 
 def content_of(record: Record) -> tuple[str, int, bytes, LastReply]:
@@ -164,8 +213,13 @@ async def live(world: World, scripts: list[list[Act]]) -> None:
         oracle = Oracle(world)
         for ack in world.acks:
             oracle.answer(ack)
-        done = Counter(entry.change for entry in world.journal)
-        assert all(done[change] == 1 for change in world.changes), "a change that never was"
+        done: dict[Change | None, list[float]] = {}  # when
+        for entry in world.journal:
+            done.setdefault(entry.change, []).append(entry.now)
+        assert all(change in done for change in world.changes), "a change that never was"
+        for change, when in done.items():
+            lived = all(late - early < IDLE_TIMEOUT_S for early, late in pairwise(when))
+            assert change is None or len(when) == 1 or not lived, "a change was done twice"
         for key, _, file in world.snapshots:
             snapshot = read_snapshot(file, "", KEYRING)
             record = record_of(snapshot, world.models[0].artifact.layout, 0)
@@ -255,10 +309,14 @@ def test_long_histories_give_what_a_plain_loop_gives(
                 for entry in world.journal
             ),
             killed=len(world.killed),
+            restarted=sum(ack.restarted for ack in world.acks),
+            ended=sum(ack.sent.ends and not ack.created for ack in world.acks),
+            keyed=sum(ack.sent.idempotency_key is not None for ack in world.acks),
         )
 
     seen = sum((asyncio.run(scenario(part * 1000 + n)) for n in range(75)), Counter[str]())
-    assert min(seen[what] for what in ("advances", "acks", "copies", "moved", "killed")) > 100, seen
+    wanted = ("advances", "acks", "copies", "moved", "killed", "restarted", "ended", "keyed")
+    assert min(seen[what] for what in wanted) > 100, seen
 
 
 class RedisBackend:

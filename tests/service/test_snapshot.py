@@ -50,6 +50,18 @@ def test_a_snapshot_comes_back_whole(sine: Model, record: Record) -> None:
     assert record_of(snapshot, sine.artifact.layout, birth=9) == replace(record, birth=9)
 
 
+def test_a_snapshot_holds_the_idempotency_key_and_the_restart_where_there_were(
+    sine: Model, record: Record
+) -> None:
+    """And is otherwise what it was before there were any, so older files are read too."""
+    last = replace(record.last, created=True, restarted=True, key_digest=b"k" * 16)
+    raw = write_snapshot(KEY, replace(record, last=last), RING, NOW)
+    assert read_snapshot(raw, "acme", RING).last == last
+    plain = write_snapshot(KEY, record, RING, NOW)
+    assert b"last_restarted" not in plain
+    assert b"last_key_digest" not in plain
+
+
 def test_the_package_safetensors_reads_it(sine: Model, record: Record, tmp_path: Path) -> None:
     """The state's tensors under their names, and the rest as metadata."""
     raw = write_snapshot(KEY, record, RING, NOW)

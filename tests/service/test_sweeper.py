@@ -94,12 +94,12 @@ def test_an_engine_sweeps_while_nobody_asks(sine: Model) -> None:
                 await engine.predict(request(name, rows(1)))
             clock.now = 9.0
             await engine.predict(request("b", rows(1)))
-            await engine.count_live()
+            await engine.show_metrics()
             assert (counted(registry, "opened_total"), counted(registry, "live")) == (2, 2)
             clock.now = 10.0
             while counted(registry, "expired_total") != 1:
                 await asyncio.sleep(0.001)
-            await engine.count_live()
+            await engine.show_metrics()
             assert (counted(registry, "opened_total"), counted(registry, "live")) == (2, 1)
 
     run(asyncio.wait_for(scenario(), timeout=10))

@@ -43,6 +43,7 @@ from service.store.disk.layout import (
     HEADER_BYTES,
     MAGIC,
     NEVER_MS,
+    OLD_FORMATS,
     UNSYNCED,
 )
 from service.store.disk.lock import Lock
@@ -187,7 +188,7 @@ def _open_locked(
             f"{path / 'header'} is not of Carousel; set another CAROUSEL_STORE_PATH"
         )
     header = map_file(header_fd, HEADER_BYTES).cast("Q")
-    if (header[AT_MAGIC], header[AT_FORMAT]) != (MAGIC, FORMAT):
+    if header[AT_MAGIC] != MAGIC or header[AT_FORMAT] not in (FORMAT, *OLD_FORMATS):
         raise SettingsError(
             f"the sessions in {path} have format {header[AT_FORMAT]:#x}, expected {FORMAT:#x}: "
             "another version of Carousel wrote them; serve them with that one, or set another "
@@ -195,6 +196,11 @@ def _open_locked(
         )
     users_fd = _open(path / "users", stack)
     is_first = _is_alone(users_fd)
+    if not is_first and header[AT_FORMAT] != FORMAT:
+        raise SettingsError(
+            f"another process, of an older version of Carousel, has {path} open, and could not "
+            "read what this one writes; stop it first: its sessions are kept"
+        )
     fcntl.flock(users_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     if not is_first and header[AT_POWER] != is_power:
         raise SettingsError(
@@ -226,6 +232,7 @@ def _open_locked(
         if is_power and not header[AT_POWER]:
             directory.sync()
         header[AT_POWER], header[AT_CLEAN] = is_power, 0
+        header[AT_FORMAT] = FORMAT  # an older Carousel must not open it from now on
         sync(header_fd)
     header[AT_DIRTY] = 0
     return directory

@@ -1,4 +1,4 @@
-"""Where everything is in the files of a store: format 1.
+"""Where everything is in the files of a store: format 1, of records of format 2 and before.
 
 `header`: 64-bit words in the machine's byte order, one of them for each name below, then `CLASSES`
 rows of `CLASS_WORDS`.
@@ -25,6 +25,7 @@ Array = np.ndarray
 
 MAGIC = int.from_bytes(b"carousel", "little")
 FORMAT = 1 << 8 | RECORD_FORMAT
+OLD_FORMATS = (1 << 8 | 1,)  # the same files, whose records are read by this Carousel too
 
 # The header's words.
 HEADER_BYTES = 16_384
