@@ -227,7 +227,7 @@ class Killed:
         self._names = [f"{prefix}-{number}" for number in range(sessions)]
         self._states = [loop.start() for _ in self._names]
         self._under_way: list[Array | None] = [None] * sessions
-        self.steps = 0  # acknowledged, of all sessions
+        self._told = [0] * sessions  # steps that were acknowledged
 
     async def load(self, kill: Callable[[], None], after_s: float) -> None:
         """Ask, in turn for each session; `kill` the server after a while, under way."""
@@ -246,14 +246,19 @@ class Killed:
                     self._under_way[place] = x
                     await client.step(name, x.tolist())
                     _, self._states[place] = self._loop.step(x, self._states[place])
-                    self.steps += 1
+                    self._told[place] += 1
                     self._under_way[place] = None
         except (LinkError, OSError):
             return  # killed, as it should be
 
+    @property
+    def begun(self) -> list[int]:
+        """The places of the sessions that were told of a step: only they have what can be lost."""
+        return [place for place, told in enumerate(self._told) if told]
+
     async def lost(self) -> int:
-        """How many sessions do not go on from what they were told."""
-        return sum([not await self._goes_on(place) for place in range(len(self._names))])
+        """How many of those do not go on from what they were told."""
+        return sum([not await self._goes_on(place) for place in self.begun])
 
     async def _goes_on(self, place: int) -> bool:
         name, x = self._names[place], np.full(self._loop.width, math.pi / 4)

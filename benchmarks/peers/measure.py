@@ -225,7 +225,7 @@ class Run:
             contestant.name,
             shared=str(shared),
             retried=times,
-            killed=f"{lost} of {plan.killed_sessions}",
+            killed=f"{lost} of {len(killed.begun)}",
             neighbours=str(near),
         )
 
