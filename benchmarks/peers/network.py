@@ -81,7 +81,7 @@ def write_network(folder: Path, hidden: int) -> Network:
     Raises:
         subprocess.CalledProcessError: the export failed; it has said why.
     """
-    network = Network(folder / f"{NAME}-{hidden}", hidden)
+    network = Network(folder.absolute() / f"{NAME}-{hidden}", hidden)
     if not list(network.artifacts.glob("*/*/manifest.json")):
         network.folder.mkdir(parents=True, exist_ok=True)
         module = forecaster(hidden)

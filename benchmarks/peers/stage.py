@@ -19,7 +19,7 @@ class Stage:
     """Starts contestants, each in a folder of its own under one that is deleted at the end."""
 
     def __init__(self, cache: Path, network: Network) -> None:
-        self._cache = cache
+        self._cache = cache.absolute()  # servers run in folders of their own
         self._network = network
         self._folder = Path(tempfile.mkdtemp(prefix="peers-"))
         self._numbers = itertools.count()
