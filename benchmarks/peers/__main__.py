@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     plan = _plan(arguments)
     chosen = [CONTESTANTS[name] for name in arguments.contestants]
-    begun = datetime.now(UTC)
+    begun, load_before = datetime.now(UTC), os.getloadavg()
     network = write_network(arguments.cache / "model", arguments.hidden)
     stage = Stage(arguments.cache, network)
     with Progress(console=Console(stderr=True)) as progress:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=1,
         rounds=plan.rounds,
         seconds=plan.seconds,
-        load_before=os.getloadavg(),
+        load_before=load_before,
     )
     rows = summarise(findings.points, arguments.baseline)
     Console(width=118).print(found)
