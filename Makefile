@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.
 serve: export CAROUSEL_DEFAULT_MODEL ?= sine-cell
 
-.PHONY: serve demos test chaos check packages bench clean
+.PHONY: serve demos test chaos check protos packages bench clean
 
 serve: demos
 	exec $(BIN)/bentoml serve
@@ -41,6 +41,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The Python of the gRPC messages; a test says when it is out of date.
+protos: $(INSTALLED)
+	$(BIN)/python -m tests.service.write_protos .
 
 bench: demos
 	$(BIN)/python -m benchmarks.latency

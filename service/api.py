@@ -56,6 +56,7 @@ from service.logs import set_up_logging
 from service.metrics import Metrics
 from service.model import Model
 from service.parent import end_with_parent, note_parent
+from service.port import hold_port, told_host
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.around import Around
@@ -66,6 +67,8 @@ from service.protocols.openapi_form import SECURITY_SCHEMES, TAG
 from service.protocols.openapi_v2 import v2_paths
 from service.protocols.v2.http_app import V2App
 from service.protocols.v2.metadata import Limits
+from service.protocols.v2.rpc_server import RpcServer
+from service.protocols.v2.rpc_service import InferenceService
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
 from service.store.counted import CountedStore
@@ -91,6 +94,7 @@ CONFIG = _load_config_or_stop()
 set_up_logging(CONFIG.log_format, CONFIG.access_log)
 # BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
 LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}
+EXTRA_PORTS = [CONFIG.grpc_port] if CONFIG.grpc_port else []  # that a deployment opens too
 
 
 class CarouselService(bentoml.Service[Any]):
@@ -147,6 +151,7 @@ class Prediction(BaseModel):
     description="Trained LSTM models as streams in which every session keeps its own state.",
     workers=CONFIG.workers,
     http=LISTEN,
+    extra_ports=EXTRA_PORTS,
     service_class=CarouselService,
 )
 class Carousel:
@@ -156,6 +161,7 @@ class Carousel:
     engine: Engine
     access: Access
     watch: Watch
+    rpc_server: RpcServer | None = None  # None: no gRPC
     tracing: Tracing | None
 
     @bentoml.on_deployment
@@ -170,6 +176,8 @@ class Carousel:
             check_default(CONFIG.default_model, names_at(places))
             check_store(CONFIG)
             open_snapshot_keys(CONFIG)
+            if CONFIG.grpc_port:
+                hold_port(_asked_host(), CONFIG.grpc_port, _asked_port(), PREFIX + "GRPC_PORT")
             check_tracing(os.environ)
         except SettingsError as error:
             raise SystemExit(f"carousel: {error.message}") from None
@@ -229,10 +237,16 @@ class Carousel:
         v2 = V2App(self.engine, limits, config.max_body_bytes, self.access)
         around = Around(config.cors_origins)
         self.bento_service.own = OwnApps([native, v2], native.before_metrics, around)
+        if config.grpc_port:
+            rpcs = InferenceService(self.engine, self.access, limits)
+            self.rpc_server = RpcServer(self.engine, rpcs, config.max_body_bytes)
+            await self.rpc_server.start(told_host(), config.grpc_port)
 
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Answer what was accepted, and stop."""
+        if self.rpc_server is not None:
+            await self.rpc_server.close()
         await self.watch.close()
         await self.engine.close()
         if self.tracing is not None:
@@ -293,9 +307,17 @@ def open_access(config: Config) -> Access:
 def _asked_host() -> str:
     """Where BentoML will listen; not known here where a script calls `bentoml.serve(host=...)`,
     which `Access` covers."""
+    return str(_asked("host") or BentoMLContainer.http.host.get())
+
+
+def _asked_port() -> int:
+    return int(_asked("port") or BentoMLContainer.http.port.get())
+
+
+def _asked(option: str) -> Any:
+    """Of `bentoml serve`: --host, or BENTOML_HOST, and the like; None where it was not given."""
     command = click.get_current_context(silent=True)
-    asked = command.params.get("host") if command else None  # --host, or BENTOML_HOST
-    return str(asked or BentoMLContainer.http.host.get())
+    return command.params.get(option) if command else None
 
 
 def open_snapshot_keys(config: Config) -> Keyring:

@@ -85,9 +85,23 @@ def test_probes_ask_routes_that_exist() -> None:
     }
     assert paths == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
     assert set(paths.values()) <= set(native_paths()) | OF_BENTOML
-    (port,) = container["ports"]
-    assert (port["name"], port["containerPort"]) == ("http", 3000)
     assert all(container[f"{name}Probe"]["httpGet"]["port"] == "http" for name in paths)
+
+
+def test_both_ports_lead_to_where_the_service_listens() -> None:
+    """HTTP's, which is BentoML's own default, and gRPC's; through each proxy and Service."""
+    expected = {"http": 3000, "grpc": Config.model_fields["grpc_port"].default}
+    container = service_container()
+    assert {one["name"]: one["containerPort"] for one in container["ports"]} == expected
+    assert "CAROUSEL_GRPC_PORT" not in {one["name"] for one in container["env"]}
+    ports = manifests()["Service", "carousel"]["spec"]["ports"]
+    assert {one["name"]: one["targetPort"] for one in ports} == {one: one for one in expected}
+    published = compose()["services"]["proxy"]["ports"]
+    assert published == [f"{port}:{port}" for port in expected.values()]
+    proxy = (DEPLOY / "haproxy.cfg").read_text()
+    for port in expected.values():
+        assert re.search(rf"^ +bind :{port}\b", proxy, re.M)
+        assert re.search(rf"^ +server-template carousel 1-20 carousel:{port} ", proxy, re.M)
 
 
 def test_what_is_accepted_is_answered_before_a_pod_ends() -> None:

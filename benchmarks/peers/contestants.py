@@ -54,6 +54,7 @@ MLSERVER = {
     "MLSERVER_PARALLEL_WORKERS": "0",  # runs the model itself: with a worker, 1.7 times the CPU
 }
 CAROUSEL = ("{bin}/bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
+GRPC = {"CAROUSEL_GRPC_PORT": "{next_port}"}  # on, as by default
 CAROUSEL_WAYS = {
     UNARY: PREDICT,
     NDJSON: Way("ndjson", "/stream"),
@@ -91,13 +92,13 @@ CONTESTANTS = {
             MLSERVER,
         ),
         Contestant("ray serve", "ray", ("{bin}/python", "app.py", "{port}"), {UNARY: PREDICT}),
-        Contestant("carousel", None, CAROUSEL, CAROUSEL_WAYS, says_step=True),
+        Contestant("carousel", None, CAROUSEL, CAROUSEL_WAYS, GRPC, says_step=True),
         Contestant(
             "carousel, memory",
             None,
             CAROUSEL,
             CAROUSEL_WAYS,
-            {"CAROUSEL_STORE": "memory"},
+            {**GRPC, "CAROUSEL_STORE": "memory"},
             says_step=True,
         ),
     )

@@ -114,6 +114,10 @@ class Config(BaseSettings):
     access_log: bool = False  # /metrics counts requests without it
     """Whether the log has a line for every request"""
 
+    grpc_port: Annotated[int, Field(ge=0, le=65_535)] = 3_001  # next to BentoML's own, 3000
+    """Where gRPC listens, on HTTP's host, and all workers; 0: nowhere. Two services on one machine
+    need two"""
+
     @property
     def has_keys(self) -> bool:
         return self.api_keys_file is not None or self.api_keys is not None

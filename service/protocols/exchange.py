@@ -16,7 +16,7 @@ sends what is there.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Generic, TypeVar
 
 from service.engine import Engine
@@ -76,6 +76,24 @@ class Exchange(Generic[Tag, Out]):
         self._in_flight += 1
         self._jobs.add(job)
         job.future.add_done_callback(lambda _: self._finish(job, tag))
+
+    async def submit_together(
+        self,
+        tag: Tag,
+        submit: Callable[[], Awaitable[Sequence[Job]]],
+        write: Callable[[Sequence[Answer]], Out],
+    ) -> None:
+        """The same of what becomes several requests: they get one answer, or one error."""
+        await self._wait_for_room()
+        try:
+            jobs = await submit()
+        except CarouselError as error:
+            self.refuse(tag, error)
+            return
+        self._in_flight += 1
+        self._jobs.update(jobs)
+        whole = asyncio.gather(*(job.future for job in jobs))
+        whole.add_done_callback(lambda _: self._finish_together(jobs, whole, tag, write))
 
     def refuse(self, tag: Tag, error: CarouselError, request: Request | None = None) -> None:
         """Answer one request, which is not run, with an error."""
@@ -149,8 +167,27 @@ class Exchange(Generic[Tag, Out]):
         self._jobs.discard(job)
         if job.future.cancelled():
             return
+        self._put_result(tag, job, lambda: self._write_answer(tag, job.future.result()))
+
+    def _finish_together(
+        self,
+        jobs: Sequence[Job],
+        whole: "asyncio.Future[list[Answer]]",
+        tag: Tag,
+        write: Callable[[Sequence[Answer]], Out],
+    ) -> None:
+        self._jobs.difference_update(jobs)
+        if any(job.future.cancelled() for job in jobs):
+            whole.exception()  # which asyncio would log as never asked for
+            return
+        self._put_result(tag, jobs[0], lambda: write(whole.result()))
+        for job in jobs:
+            if not job.future.done():  # one of the others was refused
+                self._engine.abandon(job)
+
+    def _put_result(self, tag: Tag, job: Job, result: Callable[[], Out]) -> None:
         try:
-            out = self._write_answer(tag, job.future.result())
+            out = result()
         except CarouselError as error:
             self._put_error(tag, error, job.request)
         except Exception:

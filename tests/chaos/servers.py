@@ -25,12 +25,17 @@ class Service:
     directory: Path
     settings: dict[str, str]
     port: int = field(default_factory=free_port)
+    grpc_port: int = field(default_factory=free_port)
     killed_at: list[float] = field(default_factory=list)  # seconds, monotonic; each SIGKILL
     server: Server | None = None
 
     def start(self) -> None:
         """Start it; returns before it listens."""
-        settings: dict[str, Any] = {**self.settings, "port": self.port}
+        settings: dict[str, Any] = {
+            **self.settings,
+            "port": self.port,
+            "grpc_port": self.grpc_port,
+        }
         self.server = start_server(self.directory, **settings)
 
     async def start_and_wait(self) -> None:

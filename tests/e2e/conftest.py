@@ -43,10 +43,15 @@ class Server:
     process: psutil.Popen
     port: int
     log: Path
+    grpc_port: int = 0  # none
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
 
     def text(self) -> str:
         """All that it has logged."""
@@ -116,6 +121,7 @@ def start_server(
     cwd: Path = ROOT,
     home: Path | None = None,
     port: int | None = None,
+    grpc_port: int | None = None,
     **settings: str,
 ) -> Server:
     """`bentoml serve WHAT`, with its log, sessions and BENTOML_HOME under `directory`.
@@ -123,8 +129,10 @@ def start_server(
     Started again on the `port` that it had, it goes on in its log.
     """
     port = port or free_port()
+    grpc_port = grpc_port or free_port()
     log = directory / f"serve-{port}.log"
     settings.setdefault("BENTOML_HOST", "127.0.0.1")
+    settings.setdefault("CAROUSEL_GRPC_PORT", str(grpc_port))
     settings.setdefault("CAROUSEL_STORE_PATH", str(directory / f"sessions-{port}"))
     with log.open("ab") as out:
         process = psutil.Popen(
@@ -134,7 +142,7 @@ def start_server(
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    return Server(process, port, log)
+    return Server(process, port, log, int(settings["CAROUSEL_GRPC_PORT"]))
 
 
 @pytest.fixture(scope="session")

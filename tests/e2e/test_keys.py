@@ -144,7 +144,9 @@ def test_a_script_that_opens_the_port_does_not_open_the_door(
         process = psutil.Popen(
             [sys.executable, "-c", script],
             cwd=ROOT,
-            env=environment(tmp_path / "bentoml", CAROUSEL_ARTIFACTS=str(artifacts)),
+            env=environment(
+                tmp_path / "bentoml", CAROUSEL_ARTIFACTS=str(artifacts), CAROUSEL_GRPC_PORT="0"
+            ),
             stdout=out,
             stderr=subprocess.STDOUT,
         )

@@ -21,6 +21,7 @@ def test_an_example_prints_what_it_shows(
 ) -> None:
     """In the document's order, since one may go on with another's session."""
     code = example.code.replace("localhost:3000", f"127.0.0.1:{demo_server.port}")
+    code = code.replace("localhost:3001", demo_server.grpc_address)
     code = code.replace(".venv/bin/python", sys.executable)
     command = {"console": ["bash", "-c", code], "python": [sys.executable, "-c", code]}
     done = subprocess.run(

@@ -217,10 +217,9 @@ def timed_out(timeout_s: float | None) -> TimedOutError:
 def abandon(engine: Engine, jobs: Sequence[Job]) -> None:
     """Nobody waits for these jobs any more."""
     for job in jobs:
-        if job.future.done():
-            if not job.future.cancelled():
-                job.future.exception()  # one was told; asyncio logs what nobody asked for
-        else:
+        if job.future.done() and not job.future.cancelled():
+            job.future.exception()  # one was told; asyncio logs what nobody asked for
+        else:  # a future that was waited for by a cancelled task is cancelled, its job is not
             engine.abandon(job)
 
 
