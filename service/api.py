@@ -23,7 +23,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -60,15 +61,19 @@ from service.port import hold_port, told_host
 from service.promotion import Promotions
 from service.protocols.access import HOW_TO_OPEN, Access, is_loopback
 from service.protocols.around import Around
+from service.protocols.asgi import Receive
 from service.protocols.front import Front, OwnApps
 from service.protocols.native import NativeApp, read_request, write_answer
 from service.protocols.openapi import native_paths
 from service.protocols.openapi_form import SECURITY_SCHEMES, TAG
 from service.protocols.openapi_v2 import v2_paths
+from service.protocols.seats import Seats
+from service.protocols.uvicorn_sockets import set_limits
 from service.protocols.v2.http_app import V2App
 from service.protocols.v2.metadata import Limits
 from service.protocols.v2.rpc_server import RpcServer
 from service.protocols.v2.rpc_service import InferenceService
+from service.protocols.websocket import WebSocketApp
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
 from service.store.counted import CountedStore
@@ -104,7 +109,7 @@ class CarouselService(bentoml.Service[Any]):
 
     def to_asgi(self, is_main: bool = True) -> Any:
         app = super().to_asgi(is_main)
-        return Front(app, self._require_own) if is_main else app
+        return Front(app, self._require_own, _at_start) if is_main else app
 
     def _require_own(self) -> OwnApps:
         if self.own is None:
@@ -227,7 +232,6 @@ class Carousel:
         self.watch = Watch(catalog, shelf, promotions, Leases(store, renew_s))
         await self.watch.start()
         self.engine.start()
-        _drain_on_signals(self.engine)
         end_with_parent()
         self.access = open_access(config)
         native = NativeApp(
@@ -235,8 +239,16 @@ class Carousel:
         )
         limits = Limits(config.max_batch, config.max_sessions, config.idle_timeout_s)
         v2 = V2App(self.engine, limits, config.max_body_bytes, self.access)
+        sockets = WebSocketApp(
+            self.engine,
+            config.max_body_bytes,
+            self.access,
+            Seats(config.max_connections, config.tenant_connections),
+            config.ping_interval_s,
+        )
         around = Around(config.cors_origins)
-        self.bento_service.own = OwnApps([native, v2], native.before_metrics, around)
+        self.bento_service.own = OwnApps([native, v2, sockets], native.before_metrics, around)
+        _drain_on_signals(self.engine, sockets.closed)
         if config.grpc_port:
             rpcs = InferenceService(self.engine, self.access, limits)
             self.rpc_server = RpcServer(self.engine, rpcs, config.max_body_bytes)
@@ -384,21 +396,36 @@ def _log_what_happens() -> None:
             logging.getLogger(name).setLevel(logging.INFO)
 
 
-def _drain_on_signals(engine: Engine) -> None:
+def _at_start(receive: Receive) -> None:
+    set_limits(receive, CONFIG.max_body_bytes, CONFIG.ping_interval_s)
+
+
+def _drain_on_signals(engine: Engine, closed: Callable[[], Awaitable[None]]) -> None:
     """Drain as soon as the server is told to stop, then let it do what it would have done.
 
     Uvicorn closes idle connections and waits for busy ones; without this, a stream that its
-    client keeps open would keep the worker from ever stopping.
+    client keeps open would keep the worker from ever stopping. WebSockets it hangs up on, whatever
+    they still wait for: so it is told once they are `closed`. A second Ctrl+C does not wait.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may; a server elsewhere is told to stop by its owner
     loop = asyncio.get_running_loop()
+    stopping: list[Future[None]] = []
+    told: set[int] = set()  # Ctrl+C reaches a worker twice: as it is, and from BentoML as SIGTERM
     for number in (signal.SIGTERM, signal.SIGINT):
         previous = signal.getsignal(number)
 
-        def drain(number: int, frame: FrameType | None, previous: Any = previous) -> None:
-            loop.call_soon_threadsafe(engine.drain)
+        async def stop(number: int, previous: Any) -> None:
+            engine.drain()
+            await closed()
             if callable(previous):
+                previous(number, None)
+
+        def drain(number: int, frame: FrameType | None, previous: Any = previous) -> None:
+            if not stopping:
+                stopping.append(asyncio.run_coroutine_threadsafe(stop(number, previous), loop))
+            elif number == signal.SIGINT and number in told and callable(previous):
                 previous(number, frame)
+            told.add(number)
 
         signal.signal(number, drain)

@@ -41,6 +41,12 @@ class InvalidJsonError(ClientError):
     code = "invalid_json"
 
 
+class FrameError(ClientError):
+    """A binary frame is not laid out as service/protocols/frames.py says."""
+
+    code = "bad_frame"
+
+
 class RequestError(ClientError):
     """A field is missing, unknown, or of the wrong type."""
 
@@ -145,6 +151,13 @@ class MethodNotAllowedError(ClientError):
 
     code = "method_not_allowed"
     status = 405
+
+
+class UpgradeRequiredError(ClientError):
+    """The route is for WebSockets, and the request is none."""
+
+    code = "upgrade_required"
+    status = 426
 
 
 class StepConflictError(ClientError):

@@ -31,9 +31,18 @@ MAX_SESSION_ID_CHARS = 256  # long enough for any UUID, path or topic; short eno
 MAX_STEP = 2**63 - 1  # what a signed 64-bit counter holds, in any store
 
 _FIELDS = "{session_id, x, step?, model?, want?, choose?}"
+_FRAME_FIELDS = "{session_id, x, step?, model?, want?, choose?, id?}"
 _FORECAST_FIELDS = "{horizon, session_id?, x?, step?, model?, samples?, seed?, want?, choose?}"
 _ABSENT = (b"", b"null")  # an `x` that is not there
 _KINDS = {float: "a number", int: "an integer"}
+
+
+FrameId = (
+    Annotated[str, msgspec.Meta(max_length=MAX_SESSION_ID_CHARS)]
+    | Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+    | float
+    | None
+)
 
 
 class Envelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -45,6 +54,18 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     want: list[str] | None = None
     choose: dict[str, Any] | None = None
+
+
+class FrameEnvelope(Envelope, forbid_unknown_fields=True, frozen=True):
+    """A text frame of /ws: a /predict body, and the client's own name for it, told in its reply."""
+
+    id: FrameId = None
+
+
+class _FrameIdOnly(msgspec.Struct, frozen=True):
+    """What an error reply needs of a frame that is refused."""
+
+    id: FrameId = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +105,11 @@ class ForecastEnvelope(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return None if raw.strip() in _ABSENT else raw
 
 
-E = TypeVar("E", Envelope, ForecastEnvelope)
+E = TypeVar("E", Envelope, FrameEnvelope, ForecastEnvelope)
 
 _envelopes = msgspec.json.Decoder(Envelope)
+_frame_envelopes = msgspec.json.Decoder(FrameEnvelope)
+_frame_ids = msgspec.json.Decoder(_FrameIdOnly)
 _forecast_envelopes = msgspec.json.Decoder(ForecastEnvelope)
 _texts = msgspec.json.Decoder(str | list[str])
 
@@ -100,6 +123,19 @@ def decode_envelope(body: bytes) -> Envelope:
         RequestError: a field is missing, unknown, or of the wrong type.
     """
     return _decode(_envelopes, body, _FIELDS)
+
+
+def decode_frame(body: bytes) -> FrameEnvelope:
+    """Read a text frame up to `x`; raises as `decode_envelope`."""
+    return _decode(_frame_envelopes, body, _FRAME_FIELDS)
+
+
+def find_id(body: bytes) -> FrameId:
+    """The `id` of a text frame that was refused; None if it cannot be read."""
+    try:
+        return _frame_ids.decode(body).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def decode_forecast(body: bytes) -> ForecastEnvelope:
@@ -145,7 +181,7 @@ def decode_rows(raw: bytes, shape: RowShape) -> Array:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError):
         raise _why_not_rows(raw, shape) from None
     if rows.shape[1:] != shape.tail or 0 in rows.shape:
-        raise _wrong_shape(rows.shape, shape)
+        raise wrong_shape(rows.shape, shape)
     return rows
 
 
@@ -159,7 +195,7 @@ def _decode_text(raw: bytes, shape: RowShape, vocabulary: Vocabulary) -> Array:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _why_not_text(raw, shape) from None
     if not len(ids):
-        raise _wrong_shape((0,), shape)
+        raise wrong_shape((0,), shape)
     return ids
 
 
@@ -249,7 +285,7 @@ def _explain(value: object, shape: RowShape) -> ClientError:
         return _not_finite(*where)
     if ragged := _find_ragged(value, "x"):
         return ShapeError(f"{ragged}, expected {shape.wanted} from manifest port `x`")
-    return _wrong_shape(_outer_shape(value), shape)
+    return wrong_shape(_outer_shape(value), shape)
 
 
 def _find_wrong_kind(value: object, place: str, shape: RowShape) -> str | None:
@@ -306,7 +342,7 @@ def _outer_shape(value: object) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _wrong_shape(found: Sequence[int], shape: RowShape) -> ShapeError:
+def wrong_shape(found: Sequence[int], shape: RowShape) -> ShapeError:
     least = "" if 0 not in found else " with at least one step"
     return ShapeError(
         f"`x` has shape {tuple(found)}, expected {shape.wanted}{least} from manifest port `x`",

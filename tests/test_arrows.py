@@ -64,6 +64,7 @@ SERVICE_ORDER: list[set[str]] = [
     {
         "protocols",
         "protocols.asgi",
+        "protocols.frames",
         "protocols.idempotency",
         "protocols.openapi_errors",
     },
@@ -79,6 +80,7 @@ SERVICE_ORDER: list[set[str]] = [
         "protocols.ndjson",
         "protocols.forecast",
         "protocols.access",
+        "protocols.binary",
         "protocols.copies",
         "protocols.openapi_copies",
     },
@@ -97,8 +99,20 @@ SERVICE_ORDER: list[set[str]] = [
     {"protocols.v2.rpc_service"},
     {"protocols.v2.rpc_server"},
     {"protocols.native", "protocols.openapi"},
-    {"protocols.front"},
+    {"protocols.front", "protocols.conversation", "protocols.seats", "protocols.uvicorn_sockets"},
+    {"protocols.websocket"},
     {"api"},
+    # The client: of what serves it imports `errors` alone.
+    {"client.errors", "client.patience"},
+    {"client.rows", "client.talk"},
+    {"client.place", "client.forecasting"},
+    {"client.lane"},
+    {"client.lanes", "client.ndjson"},
+    {"client.message"},
+    {"client.channel", "client.sync_links", "client.async_links"},
+    {"client.sync_stream", "client.async_stream"},
+    {"client.sync", "client.asynchronous"},
+    {"client"},
 ]
 EXPORT_ORDER: list[set[str]] = [  # the same of `export`; a package has a place of its own
     {"errors", "precision", "reference", "user_code"},
@@ -348,6 +362,19 @@ def test_the_service_is_imported_without_torch() -> None:
     code = "import sys, service.api; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_client_needs_nothing_of_the_server_but_its_errors() -> None:
+    """So that it runs where no model does."""
+    imported = {
+        one.target
+        for one in imports_of("service")
+        if one.module.startswith("service.client") and one.target.startswith("service")
+    }
+    assert {name for name in imported if not name.startswith("service.client")} <= {
+        "service",
+        "service.errors",
+    }
 
 
 @pytest.mark.parametrize("package", PACKAGES)

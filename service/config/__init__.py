@@ -72,12 +72,17 @@ class Config(BaseSettings):
     """Requests that wait, in each worker"""
     max_queue_per_tenant: PositiveInt | None = None  # see `tenant_queue`
     """Requests of one tenant that wait, in each worker; none: with keys a quarter of the queue"""
+    max_connections: PositiveInt = 1_000  # fewer than the files that a process may open, mostly
+    """WebSockets that are open, in each worker; of one tenant, with keys a quarter"""
     max_batch: PositiveInt = 256  # beyond it a batch of a small model gains nothing
     """Rows run together; set to more than 1, it also refuses models that are not isolated"""
     max_state_bytes: PositiveInt = 1 << 20  # 1 MiB: 16 times 8 LSTM layers of hidden 1024
     """Bytes of one session's state; a model that needs more is not served, with the reason"""
     idle_timeout_s: PositiveFloat = 3_600.0  # 1 h: a sensor that reports twice an hour lives on
     """Seconds after which an idle session expires"""
+    ping_interval_s: PositiveFloat = 20.0  # proxies cut what is silent for 60 s
+    """Seconds between pings to a WebSocket; its client is dead if it answers none for three times
+    as long"""
 
     api_keys_file: Path | None = None  # service/key_ring.py says what is in it
     """Who may call: a file of API keys, as `python -m service.keys` writes it"""
@@ -132,6 +137,11 @@ class Config(BaseSettings):
         """Requests of one tenant that may wait: of several, none can fill the queue for all."""
         share = self.max_queue // 4 if self.has_keys else self.max_queue
         return self.max_queue_per_tenant or max(share, 1)
+
+    @property
+    def tenant_connections(self) -> int:
+        """WebSockets of one tenant that may be open."""
+        return max(self.max_connections // 4, 1) if self.has_keys else self.max_connections
 
     @property
     def asked_batch(self) -> int | None:

@@ -28,6 +28,7 @@ HOW_TO_OPEN = (
     "key), or CAROUSEL_ALLOW_ANONYMOUS=true where something in front decides who may call"
 )
 BEARER = b"bearer "
+API_KEY = b"x-api-key"
 
 
 class Access:
@@ -93,6 +94,11 @@ class Access:
             "if it should"
         )
 
+    @property
+    def wants_keys(self) -> bool:
+        """Whether nobody is served without an API key."""
+        return self._ring is not None
+
     def _allows(self, origin: str | None) -> bool:
         return origin in self._origins or "*" in self._origins
 
@@ -112,17 +118,29 @@ def require_admin(caller: Caller) -> None:
         )
 
 
+def carries_key(scope: Scope) -> bool:
+    """Whether the request's headers have an API key, known or not."""
+    return _find_key(scope) is not None
+
+
 def _key_of(scope: Scope) -> bytes:
+    key = _find_key(scope)
+    if key is None:
+        raise UnauthorizedError(
+            "this server wants an API key, expected the header `Authorization: Bearer KEY` or "
+            "`X-API-Key: KEY`"
+        )
+    return key
+
+
+def _find_key(scope: Scope) -> bytes | None:
     for name, value in scope["headers"]:
         if name == b"authorization" and value[: len(BEARER)].lower() == BEARER:
             return bytes(value[len(BEARER) :].strip())
     for name, value in scope["headers"]:
-        if name == b"x-api-key":
+        if name == API_KEY:
             return bytes(value.strip())
-    raise UnauthorizedError(
-        "this server wants an API key, expected the header `Authorization: Bearer KEY` or "
-        "`X-API-Key: KEY`"
-    )
+    return None
 
 
 def _came_by_loopback(scope: Scope) -> bool:

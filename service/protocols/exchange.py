@@ -35,6 +35,16 @@ WriteAnswer = Callable[[Tag, Answer], Out]
 WriteError = Callable[[Tag, CarouselError, Request | None], Out]  # None: it could not be read
 
 
+def refusal(error: CarouselError, request: Request | None, **place: object) -> dict[str, object]:
+    """An error in the middle of a stream: what it says, where, and of which session and step."""
+    body = {**error.body(), **place}
+    if request is not None:
+        body["session_id"] = request.key.session_id
+        if request.step is not None:
+            body["step"] = request.step
+    return body
+
+
 class Exchange(Generic[Tag, Out]):
     """What the reader and the writer of one connection share."""
 

@@ -41,13 +41,21 @@ class OwnApps:
 class Front:
     """An ASGI app over the host's and ours; the host keeps the lifespan."""
 
-    def __init__(self, host: Starlette, own: Callable[[], OwnApps]) -> None:
-        """`own` is asked at each request: our apps exist once the host has started."""
+    def __init__(
+        self, host: Starlette, own: Callable[[], OwnApps], at_start: Callable[[Receive], None]
+    ) -> None:
+        """
+        Args:
+            own: asked at each request: our apps exist once the host has started.
+            at_start: called with the `receive` of the lifespan, before there is a connection.
+        """
         self._host = host
         self._own = own
+        self._at_start = at_start
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
+            self._at_start(receive)
             await self._host(scope, receive, send)
             return
         own = self._own()

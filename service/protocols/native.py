@@ -62,7 +62,15 @@ from service.protocols.many import is_array, predict_many
 from service.protocols.ndjson import serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
-from service.wire import Array, RowShape, decode_envelope, decode_rows, encode, encode_answer
+from service.wire import (
+    Array,
+    Envelope,
+    RowShape,
+    decode_envelope,
+    decode_rows,
+    encode,
+    encode_answer,
+)
 
 OPEN = frozenset({"/readyz"})  # routes that need no key
 ADMIN = "/models/"  # what stands below it changes what is served, to all tenants
@@ -90,7 +98,13 @@ def read_request(
     body: bytes, caller: Caller, origin: Origin = NOWHERE, idempotency_key: str | None = None
 ) -> Request:
     """One /predict body of `caller`'s, or one line of /stream; ClientError if it is not one."""
-    envelope = decode_envelope(body)
+    return request_of(decode_envelope(body), caller, origin, idempotency_key)
+
+
+def request_of(
+    envelope: Envelope, caller: Caller, origin: Origin, idempotency_key: str | None = None
+) -> Request:
+    """What a body asks for, whichever protocol it came by."""
     return Request(
         key=SessionKey(caller.tenant, envelope.session_id),
         rows=JsonRows(bytes(envelope.x)),

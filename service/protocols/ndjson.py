@@ -19,7 +19,7 @@ from service.engine import Engine
 from service.errors import CarouselError, DrainingError, TooLongError
 from service.job import Answer, Request
 from service.protocols.asgi import ClientGone, Receive, Send
-from service.protocols.exchange import Exchange
+from service.protocols.exchange import Exchange, refusal
 from service.wire import encode
 
 NDJSON = b"application/x-ndjson"
@@ -126,9 +126,4 @@ async def serve_stream(
 
 
 def _error_line(number: int, error: CarouselError, request: Request | None = None) -> bytes:
-    body = {**error.body(), "line": number}
-    if request is not None:
-        body["session_id"] = request.key.session_id
-        if request.step is not None:
-            body["step"] = request.step
-    return encode(body) + b"\n"
+    return encode(refusal(error, request, line=number)) + b"\n"

@@ -35,8 +35,8 @@ class Example:
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$|^#+ ([^\n]+)$", re.DOTALL | re.MULTILINE)
 RUNNABLE = ("console", "python", "html")
 VARIES = [  # what another training, another start or another day writes otherwise
-    (re.compile(r"\b[0-9a-f]{16}\b"), "VERSION"),
     (re.compile(r"-?\d+\.\d+(e[+-]?\d+)?"), "NUMBER"),
+    (re.compile(r"\b[0-9a-f]{16}\b"), "VERSION"),
 ]
 
 
