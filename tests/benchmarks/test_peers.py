@@ -25,8 +25,7 @@ from benchmarks.peers.contestants import (
     CONTESTANTS,
     NDJSON,
     UNARY,
-    V2,
-    V2_BINARY,
+    WAYS,
     WEBSOCKET_TEXT,
     Way,
 )
@@ -224,10 +223,12 @@ def test_a_frame_is_read_only_when_it_is_whole(size: int) -> None:
 # The checks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [UNARY, NDJSON, V2, V2_BINARY])
+@pytest.mark.parametrize("way", WAYS)
 def test_carousel_agrees_with_the_plain_loop(way: str, carousel: Server, loop: Loop) -> None:
     """The artifact and the stock graph are of the same weights."""
-    asyncio.run(checks.agree(CONTESTANTS["carousel"].ways[way], carousel.port, loop, f"a-{way}"))
+    asyncio.run(
+        checks.agree(CONTESTANTS["carousel"].ways[way], carousel.port, loop, way.replace(" ", "-"))
+    )
 
 
 def test_a_server_without_states_does_not(app: Server, loop: Loop) -> None:
