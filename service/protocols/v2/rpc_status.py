@@ -19,6 +19,7 @@ CODES = {
     413: StatusCode.INVALID_ARGUMENT,  # not RESOURCE_EXHAUSTED, which clients send again
     415: StatusCode.INVALID_ARGUMENT,
     422: StatusCode.INVALID_ARGUMENT,
+    426: StatusCode.UNIMPLEMENTED,  # of HTTP alone
     429: StatusCode.RESOURCE_EXHAUSTED,
     500: StatusCode.INTERNAL,
     501: StatusCode.UNIMPLEMENTED,
