@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from schemathesis.pytest.plugin import SchemathesisFunction
 from threadpoolctl import threadpool_limits
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -62,8 +63,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who needs the demo models is known here, who runs where is decided by the file's name."""
+    """Who needs the demo models is known here, who runs where is decided by the file's name.
+
+    No id may come twice: pytest-xdist would run the first test of it alone. schemathesis gives its
+    tests, one for each route, the id of their function.
+    """
+    seen: set[str] = set()
     for item in items:
+        if isinstance(item, SchemathesisFunction):
+            item._id = item.id.with_params(item.operation_label)
+        if item.nodeid in seen:
+            raise pytest.UsageError(f"two tests are called {item.nodeid}: one would not run")
+        seen.add(item.nodeid)
         file = item.path.relative_to(ROOT).as_posix()
         if "demo_runs" in getattr(item, "fixturenames", ()) and file not in DEMO_FILES:
             raise pytest.UsageError(f"{file} needs the demo models: name it in DEMO_FILES")
