@@ -150,6 +150,8 @@ _change: ContextVar[Change | None] = ContextVar("change", default=None)
 class Unreliable:
     """One engine's view of the store."""
 
+    table = None
+
     def __init__(self, inner: Store, world: "World", number: int) -> None:
         self._inner = inner
         self._world = world
