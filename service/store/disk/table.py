@@ -19,7 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
-from service.session import SessionKey
+from service.session import Record, SessionKey
 from service.store.disk.directory import Directory
 from service.store.disk.index import Index
 from service.store.disk.layout import (
@@ -43,11 +43,10 @@ from service.store.disk.recovery import hash_of
 from service.store.disk.sessions import Sessions, Unsettled
 from service.store.disk.slots import Slots, as_bytes
 from service.store.record_bytes import RecordRows
-from service.store.table import Look
+from service.store.table import MAX_SEATS, Look
 
 Array = np.ndarray
 
-MAX_SEATS = 1 << 20  # some 300 MB; then all are given anew
 _COLUMNS = 6  # of a seat: its entry's first two words, then these
 _SEEN = 2  # the word that the session was last seen with, of a record of ..
 _KIND = 3  # .. this kind; 0: not known
@@ -112,6 +111,9 @@ class DiskTable:
     def _slots(self) -> Slots:
         return self._sessions.slots
 
+    def note(self, key: SessionKey, record: Record) -> None:
+        """Nothing: it looks for itself."""
+
     def seat(self, key: SessionKey) -> tuple[int, str, str] | None:
         """A live session's seat, its model and version; None: there is no such session."""
         self._index.refresh()
@@ -150,7 +152,7 @@ class DiskTable:
 
     # Reading ------------------------------------------------------------------------------------
 
-    def read(self, seats: Array, records: RecordRows) -> Look:
+    async def read(self, seats: Array, records: RecordRows) -> Look:
         """What the store holds for (N,) seats, of those that live on `records`' model."""
         index = self._index
         index.refresh()
