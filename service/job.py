@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from service.errors import ResultNotFiniteError, TooLongError
@@ -45,8 +46,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """Advance a session by rows."""
 
     key: SessionKey
@@ -67,8 +67,7 @@ class Request:
         return self.key.session_id
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a request got; y (T, ...) in raw units, `step` the index of the next step.
 
     `result` is what its reply shows: y, if that was wanted, and what the pipeline reads in it.
