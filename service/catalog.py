@@ -156,6 +156,10 @@ class Catalog:
         """The newest version of the only name that is configured."""
         return self._newest.get(self.names[0]) if len(self.names) == 1 else None
 
+    def has(self, model: Model) -> bool:
+        """Whether a session that lives on its version would get this very model."""
+        return self._loaded.get(model.reference) is model
+
     def is_newest(self, model: Model) -> bool:
         return self._newest.get(model.name) is model
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,11 @@ from service.artifact import Array, Artifact, Golden
 from service.cpu import read_cpu
 from service.errors import NotIsolatedError, ShapeError, StateTooLargeError
 from service.layout import State
+from service.pipeline import Pipeline
 from service.reading import Reader
 from service.runtime import Runtime
 from service.self_test import repeat, run_self_test
-from service.wire import RowShape, refuse_not_finite
+from service.wire import RowShape, all_finite, refuse_not_finite
 
 logger = logging.getLogger("carousel.model")
 
@@ -83,15 +85,15 @@ class Model:
         _prove(artifact, runtime, golden)
         return cls(artifact, runtime, _measure_cost(artifact, runtime, golden))
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.artifact.manifest.name
 
-    @property
+    @cached_property
     def version(self) -> str:
         return self.artifact.manifest.version
 
-    @property
+    @cached_property
     def reference(self) -> str:
         return f"{self.name}:{self.version}"
 
@@ -102,6 +104,14 @@ class Model:
         port = manifest.ports.x
         tail = tuple(int(dim) for dim in port.shape[2:])
         return RowShape(tail, port.dtype, manifest.pipeline.tokens)
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        return self.artifact.manifest.pipeline
+
+    @cached_property
+    def _dtype(self) -> "np.dtype[Any]":
+        return np.dtype(self.row_shape.dtype)
 
     @cached_property
     def reader(self) -> Reader:
@@ -123,17 +133,26 @@ class Model:
         """
         shape = self.row_shape
         if shape.vocabulary is not None and x.ndim < len(shape.tail) + 1:
-            x = self.artifact.manifest.pipeline.one_hot(x)
-        if x.ndim != len(shape.tail) + 1 or x.shape[1:] != shape.tail or 0 in x.shape:
+            x = self._pipeline.one_hot(x)
+        if x.shape[1:] != shape.tail or 0 in x.shape or x.ndim != len(shape.tail) + 1:
             raise ShapeError(
                 f"`x` has shape {x.shape}, expected {shape.wanted} from manifest port `x`"
             )
-        refuse_not_finite(x)
-        self._refuse_unknown_ids(x)
-        with np.errstate(over="ignore"):  # the overflow is found in its result, just below
-            encoded = self.artifact.manifest.pipeline.encode(x).astype(shape.dtype)
-        refuse_not_finite(encoded, f" in {shape.dtype}: {_extreme(x)} is too large")
-        return np.ascontiguousarray(encoded)
+        if shape.dtype == "int64":
+            refuse_not_finite(x)  # before a cast that would make numbers of NaN
+            self._refuse_unknown_ids(x)
+        encoded = self._cast(x)
+        if not all_finite(encoded):  # as x is not, or it is too large for the port's dtype
+            refuse_not_finite(x)
+            refuse_not_finite(encoded, f" in {shape.dtype}: {_extreme(x)} is too large")
+        return encoded
+
+    def _cast(self, x: Array) -> Array:
+        """Standardised, in the port's dtype; what is too large for it becomes infinite."""
+        if self._pipeline.x is None and x.dtype == self._dtype:
+            return np.array(x, order="C")
+        with np.errstate(over="ignore"):
+            return self._pipeline.encode(x).astype(self._dtype, order="C")
 
     def _refuse_unknown_ids(self, x: Array) -> None:
         ids = self.artifact.manifest.ports.x.ids
@@ -147,7 +166,7 @@ class Model:
 
     def decode(self, y: Array) -> Array:
         """The model's y (T, ...) -> raw units; float64 if the pipeline scales it."""
-        return np.ascontiguousarray(self.artifact.manifest.pipeline.decode(y))
+        return np.ascontiguousarray(self._pipeline.decode(y))
 
     def run(
         self, chunks: Sequence[Array], states: Sequence[bytes]
