@@ -76,8 +76,8 @@ class Homes:
             record.version == model.version
             and record.model == model.name
             and job.ask.act is not Act.START
-            and self._catalog.has(model)
-            and self._promotions.goal(record) == record.version
+            and self._catalog.serves(model)
+            and not self._promotions.moves(record.model, record.version)
         )
 
     def of(self, request: Request | ForecastRequest, record: Record | None) -> Model:
