@@ -205,9 +205,12 @@ class Model:
 
 
 def _pad(chunks: Sequence[Array]) -> tuple[Array, Array]:
-    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+    each = [len(chunk) for chunk in chunks]
+    lengths = np.array(each, np.int64)
     if len(chunks) == 1:
         return chunks[0][np.newaxis], lengths
+    if min(each) == max(each):
+        return np.concatenate(chunks).reshape(len(chunks), *chunks[0].shape), lengths
     x = np.zeros((len(chunks), lengths.max(), *chunks[0].shape[1:]), chunks[0].dtype)
     for b, chunk in enumerate(chunks):
         x[b, : len(chunk)] = chunk
@@ -216,7 +219,7 @@ def _pad(chunks: Sequence[Array]) -> tuple[Array, Array]:
 
 def _finite_rows(y: Array, state: State) -> list[bool]:
     arrays = [a for a in (y, *state.values()) if a.dtype.kind == "f"]
-    if all(np.isfinite(array).all() for array in arrays):
+    if all(all_finite(array) for array in arrays):
         return [True] * len(y)
     rows = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in arrays]
     return [bool(ok) for ok in np.logical_and.reduce(rows)]

@@ -279,14 +279,16 @@ class Pipeline(BaseModel):
         if self.x is None:
             return np.array(x)
         mean, std = self.x.arrays
-        return (np.asarray(x, np.float64) - mean) / std
+        standardised: Array = (np.asarray(x, np.float64) - mean) / std
+        return standardised
 
     def decode(self, y: Array) -> Array:
         """The model's y (..., O), standardised -> (..., O) float64, raw units."""
         if self.y is None or (self.alarm is not None and self.alarm.is_reconstruction):
             return y
         mean, std = self.y.arrays
-        return y.astype(np.float64) * std + mean
+        raw: Array = y.astype(np.float64) * std + mean
+        return raw
 
     def one_hot(self, ids: Array) -> Array:
         """(...,) ids -> (..., V) float32, 1 at the token's place."""

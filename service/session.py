@@ -235,7 +235,7 @@ def _repeats_last(ask: Ask, record: Record) -> bool:
 
 def _is_home(ask: Ask, record: Record, goal: str | None) -> bool:
     """Whether the session's model is what the ask names, if it names one."""
-    if ask.model is None:
+    if ask.model is None or ask.model == record.model:
         return True
     if ask.act is Act.START:  # whichever version
         return ask.model.partition(":")[0] == record.model
