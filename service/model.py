@@ -23,6 +23,7 @@ from service.artifact import Array, Artifact, Golden
 from service.cpu import read_cpu
 from service.errors import NotIsolatedError, ShapeError, StateTooLargeError
 from service.layout import State
+from service.pieces import cut, run_pieces
 from service.pipeline import Pipeline
 from service.reading import Reader
 from service.runtime import Runtime
@@ -184,11 +185,34 @@ class Model:
             B arrays y (T_b, ...) in the model's units, B new blobs, and for each row whether all
             of its y and state is finite.
         """
-        layout = self.artifact.layout
-        x, lengths = _pad(chunks)
-        y, after = self.runtime.run(x, layout.unpack(states), lengths)
-        finite = _finite_rows(y, after)
-        return [y[b, :n] for b, n in enumerate(lengths)], layout.pack(after), finite
+        lengths = [len(chunk) for chunk in chunks]
+        if min(lengths) < max(lengths):
+            return self._run_mixed(chunks, states, lengths)
+        layout, first = self.artifact.layout, chunks[0]
+        x = first if len(chunks) == 1 else np.concatenate(chunks)
+        x = x.reshape(len(chunks), *first.shape)
+        y, after = self.runtime.run(x, layout.unpack(states))
+        return list(y), layout.pack(after), _finite_rows(y, after)
+
+    def _run_mixed(
+        self, chunks: Sequence[Array], states: Sequence[bytes], lengths: Sequence[int]
+    ) -> tuple[list[Array], list[bytes], list[bool]]:
+        layout, runtime = self.artifact.layout, self.runtime
+        order = sorted(range(len(chunks)), key=lambda row: -lengths[row])
+        long_first = [lengths[row] for row in order]
+        x = np.zeros((len(chunks), long_first[0], *chunks[0].shape[1:]), chunks[0].dtype)
+        for place, row in enumerate(order):
+            x[place, : lengths[row]] = chunks[row]
+        state, counts = layout.unpack([states[row] for row in order]), np.array(long_first)
+        if runtime.isolated:
+            pieces = cut(long_first, self.cost.per_row_s, self.cost.base_s)
+            y, after = run_pieces(runtime.run, x, state, counts, pieces)
+        else:
+            y, after = runtime.run(x, state, counts)
+        places = np.argsort(order)
+        blobs, finite = layout.pack(after), _finite_rows(y, after)
+        ys = [y[place, :length] for place, length in zip(places, lengths, strict=True)]
+        return ys, [blobs[place] for place in places], [finite[place] for place in places]
 
     def run_many(self, x: Array, state: State) -> tuple[Array, State, Array]:
         """Advance B sessions by equally many steps.
@@ -202,19 +226,6 @@ class Model:
         """
         y, after = self.runtime.run(x, state)
         return y, after, np.array(_finite_rows(y, after))
-
-
-def _pad(chunks: Sequence[Array]) -> tuple[Array, Array]:
-    each = [len(chunk) for chunk in chunks]
-    lengths = np.array(each, np.int64)
-    if len(chunks) == 1:
-        return chunks[0][np.newaxis], lengths
-    if min(each) == max(each):
-        return np.concatenate(chunks).reshape(len(chunks), *chunks[0].shape), lengths
-    x = np.zeros((len(chunks), lengths.max(), *chunks[0].shape[1:]), chunks[0].dtype)
-    for b, chunk in enumerate(chunks):
-        x[b, : len(chunk)] = chunk
-    return x, lengths
 
 
 def _finite_rows(y: Array, state: State) -> list[bool]:
