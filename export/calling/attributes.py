@@ -25,7 +25,7 @@ class _Held:
         elif isinstance(value, dict):
             self._parts = [(key, _Held(part)) for key, part in value.items()]
         # Nothing in it can be changed in place.
-        self.fixed = not isinstance(value, Tensor | list | dict) and all(
+        self.fixed: bool = not isinstance(value, Tensor | list | dict) and all(
             part.fixed for _, part in self._parts
         )
 
