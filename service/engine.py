@@ -8,7 +8,8 @@ Rules
 - A result that is not finite fails that row alone; its session stays as it was.
 - An exception in a run fails the jobs of that batch, and never the loop.
 - Once draining, accepted requests are answered and new ones refused.
-- A job that nobody waits for any more is not run.
+- A job that nobody waits for any more is not run. One whose time is up is refused, and if it ran
+  just then what came of it is thrown away, unless its commit was under way.
 - A forecast is a job like others, whose rows are never committed (`service/forecast.py`).
 - A job whose model must first be loaded is put aside meanwhile, with its session; others go on.
 
@@ -36,6 +37,7 @@ from service.errors import (
     InternalError,
     ModelLoadingError,
     StoreFullError,
+    TimedOutError,
     UnknownModelError,
 )
 from service.forecast import (
@@ -98,6 +100,7 @@ class Engine:
         max_steps: int,
         max_forecast_steps: int = MAX_FORECAST_STEPS,
         max_queue_per_tenant: int | None = None,
+        request_timeout_s: float | None = None,
         metrics: Metrics | None = None,
         sweep_period_s: float | None = None,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
@@ -107,6 +110,7 @@ class Engine:
     ) -> None:
         """
         Args:
+            request_timeout_s: what any request may take; None: as long as it takes.
             metrics: None: counted in a registry that nobody reads.
             tracing: None: there are no spans.
             sweep_period_s: between two looks for idle sessions; None: somebody else looks.
@@ -116,6 +120,7 @@ class Engine:
         self.entropy = entropy  # what a session's birth is drawn from
         self.max_queue = max_queue
         self.max_batch = max_batch
+        self._request_timeout_s = request_timeout_s
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps
@@ -178,6 +183,7 @@ class Engine:
             self._observer.turn_away(request, error, arrived_s)
             raise
         self._observer.accept(job, arrived_s)
+        self._limit(job)
         self._work.set()
         return job
 
@@ -269,6 +275,8 @@ class Engine:
         self._observer.accept(forecast, arrived_s)
         if forecast.is_whole:
             self._observer.end(forecast)
+        else:
+            self._limit(forecast)
         return forecast
 
     async def _begin_forecast(self, request: ForecastRequest) -> Forecast:
@@ -317,6 +325,27 @@ class Engine:
         if self._batcher.discard(job):
             self._room.set()
             self._observer.abandon(job)
+
+    def _limit(self, work: Work) -> None:
+        """Refuse it once its time is up."""
+        timeout_s = work.request.origin.within(self._request_timeout_s).timeout_s
+        if timeout_s is None:
+            return
+        loop = asyncio.get_running_loop()
+        work.timeout_s, work.due_s = timeout_s, loop.time() + timeout_s
+        timer = loop.call_at(work.due_s, self._time_out, work)
+        work.future.add_done_callback(lambda _: timer.cancel())
+
+    def _time_out(self, work: Work) -> None:
+        if work.future.done() or work.is_committing:
+            return
+        error = _timed_out(work.timeout_s)
+        if self._batcher.discard(work):
+            self._room.set()
+            self._observer.end(work, error)
+        else:
+            work.too_late = error
+        work.future.set_exception(error)
 
     async def show_metrics(self) -> None:
         """Bring what /metrics shows up to date, live sessions last, as the store may fail."""
@@ -588,6 +617,8 @@ class Engine:
                 self._refuse(row.job, result)
             elif isinstance(row.job, Forecast):
                 self._tell(row.job, result)
+            elif row.job.too_late is not None:
+                self._refuse(row.job, row.job.too_late)
             elif row.job.steps_left == 0:
                 whole.append(row.job)
             else:
@@ -628,6 +659,8 @@ class Engine:
             commits.append(Commit(job.key, before, after, job.request.most))
         if not commits:
             return
+        for job, _ in records:
+            job.is_committing = True
         with self._observer.committing:
             outcomes = await self._store.commit(commits)
         for (job, record), outcome in zip(records, outcomes, strict=True):
@@ -640,8 +673,11 @@ class Engine:
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
                 self._leave(job)
                 self._observer.leave(job)
+            elif asyncio.get_running_loop().time() >= job.due_s:
+                self._refuse(job, _timed_out(job.timeout_s))
             else:
                 self.metrics.lost_commit()
+                job.is_committing = False
                 job.restart()
                 self._batcher.release(job, finished=False)
 
@@ -712,6 +748,13 @@ def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] 
         except CarouselError as error:
             found.append(error)
     return found
+
+
+def _timed_out(timeout_s: float) -> TimedOutError:
+    return TimedOutError(
+        f"the request took longer than its timeout of {timeout_s:g} s; it was not done, and its "
+        "session stands where it stood; send it again, or give it more time"
+    )
 
 
 def _about(batch: Sequence[Row[Work]], code: str) -> dict[str, dict[str, object]]:
