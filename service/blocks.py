@@ -10,6 +10,8 @@ Rules
 - Requests of one session keep their order. A row that leaves its block stands in the batcher before
   the next block runs, and what is in the batcher goes before a block; a request that comes after a
   block waits outside until that has run (`passed`).
+- A block whose time is up when its turn comes is refused; one that has begun is answered.
+- Tenants take turns, a block each, and nobody waits longer for how much another has waiting.
 - The blocks that wait, and the batcher, take turns.
 
 What a block computes and writes is to the bit what its rows would, one by one: the laws' tests run
@@ -23,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -31,7 +34,7 @@ import numpy as np
 from service.batcher import Batcher
 from service.catalog import Catalog
 from service.errors import CarouselError, ClientError, InternalError
-from service.job import Job, Request
+from service.job import Job, Request, timed_out
 from service.layout import State
 from service.logs import about
 from service.model import Model
@@ -107,7 +110,8 @@ class Blocks:
     inline_s: float
     batcher: Batcher[Work]
     take_up: Callable[[Block, int], None]  # let a row go on as a job
-    _waiting: deque[Block] = field(default_factory=deque)
+    timeout_s: float | None = None  # what any request may take
+    _waiting: dict[str, deque[Block]] = field(default_factory=dict)  # tenants in order of turn
     _running: list[Block] = field(default_factory=list)
     _passed: asyncio.Event = field(default_factory=asyncio.Event)
     _records: "WeakKeyDictionary[Model, RecordRows]" = field(default_factory=WeakKeyDictionary)
@@ -115,7 +119,7 @@ class Blocks:
     def add(self, block: Block) -> None:
         """Let a block wait for its turn."""
         block.arrived_s = self.observer.clock()
-        self._waiting.append(block)
+        self._waiting.setdefault(block.tenant, deque()).append(block)
         self.batcher.hold(block.tenant, len(block))
 
     @property
@@ -129,7 +133,7 @@ class Blocks:
 
     def seat_of(self, key: SessionKey) -> tuple[int, Model] | None:
         """As `Engine.seat_of`."""
-        found = self.table.seat(key)
+        found = None if self.observer.tells_each else self.table.seat(key)
         if found is None:
             return None
         seat, name, version = found
@@ -146,7 +150,8 @@ class Blocks:
         seat = self.table.known(key)
         if seat is None:
             return False
-        return any((block.seats == seat).any() for block in (*self._running, *self._waiting))
+        waiting = chain.from_iterable(self._waiting.values())
+        return any((block.seats == seat).any() for block in chain(self._running, waiting))
 
     async def run(self) -> int:
         """Run those whose turn it is; how many rows are done with."""
@@ -154,8 +159,10 @@ class Blocks:
         rows = sum(len(block) for block in blocks)
         open_rows = {block: np.ones(len(block), bool) for block in blocks}
         error: CarouselError | None = None
+        late = {block: why for block in blocks if (why := self._too_late(block)) is not None}
         try:
-            await self._run([b for b in blocks if not b.is_abandoned], open_rows)
+            wanted = [b for b in blocks if not b.is_abandoned and b not in late]
+            await self._run(wanted, open_rows)
         except CarouselError as why:
             logger.error("a block of %d requests failed: %s", rows, why.message, extra=_of(blocks))
             error = why
@@ -166,10 +173,16 @@ class Blocks:
         for block in blocks:
             self.batcher.let_go(block.tenant, len(block))
             for row in np.flatnonzero(open_rows[block]).tolist():
-                self._settle(block, row, error)
+                self._settle(block, row, late.get(block, error))
             block.receiver.over(block)
         self._passed.set()
         return rows
+
+    def _too_late(self, block: Block) -> CarouselError | None:
+        timeout_s = block.origin.within(self.timeout_s).timeout_s
+        if timeout_s is None or self.observer.clock() - block.arrived_s < timeout_s:
+            return None
+        return timed_out(timeout_s)
 
     def _settle(self, block: Block, row: int, error: CarouselError | None) -> None:
         if block.is_abandoned:
@@ -182,19 +195,28 @@ class Blocks:
 
     def _take(self) -> list[Block]:
         """The first that waits, and those behind it that can run with it."""
-        first = self._waiting.popleft()
-        taken, rows = [first], len(first)
-        while self._waiting:
-            block = self._waiting[0]
-            is_alike = block.model is first.model and block.x.shape[1:] == first.x.shape[1:]
-            if not is_alike or rows + len(block) > self.max_batch:
-                break
-            seats = np.concatenate([one.seats for one in (*taken, block)])
-            if len(np.unique(seats)) < len(seats):
-                break
-            taken.append(self._waiting.popleft())
-            rows += len(block)
+        taken: list[Block] = []
+        turns = deque(self._waiting)
+        while turns:
+            tenant = turns.popleft()
+            blocks = self._waiting[tenant]
+            if taken and not self._fits(blocks[0], taken):
+                continue  # its turn comes before those that had one now
+            taken.append(blocks.popleft())
+            del self._waiting[tenant]
+            if blocks:
+                self._waiting[tenant] = blocks
+                turns.append(tenant)
         return taken
+
+    def _fits(self, block: Block, taken: Sequence[Block]) -> bool:
+        first = taken[0]
+        if block.model is not first.model or block.x.shape[1:] != first.x.shape[1:]:
+            return False
+        if sum(map(len, taken)) + len(block) > self.max_batch:
+            return False
+        seats = np.concatenate([one.seats for one in (*taken, block)])
+        return len(np.unique(seats)) == len(seats)
 
     async def _run(self, blocks: Sequence[Block], open_rows: dict[Block, Array]) -> None:
         if not blocks or not self._may_run(blocks):
@@ -212,7 +234,7 @@ class Blocks:
             return
         records = self._records_of(model)
         with self.observer.reading:
-            look = self.table.read(seats, records)
+            look = await self.table.read(seats, records)
         if not len(look.rows):
             return
         if len(look.rows) < len(seats):

@@ -37,7 +37,6 @@ from service.errors import (
     InternalError,
     ModelLoadingError,
     StoreFullError,
-    TimedOutError,
     UnknownModelError,
 )
 from service.forecast import (
@@ -49,7 +48,7 @@ from service.forecast import (
     check_session,
 )
 from service.homes import Fetch, Homes
-from service.job import Answer, Job, Request
+from service.job import Answer, Job, Request, timed_out
 from service.logs import about
 from service.metrics import PUBLISH_PERIOD_S, Metrics, forget_dead_workers, unread_metrics
 from service.model import Model
@@ -119,8 +118,10 @@ class Engine:
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
         self.max_queue = max_queue
-        self.max_batch = max_batch
         self._request_timeout_s = request_timeout_s
+        # Of the queue at most a half: it would wait too long for more room among single requests.
+        queue = min(max_queue, max_queue_per_tenant or max_queue)
+        self.max_block = max(1, min(max_batch, queue // 2))
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps
@@ -137,20 +138,19 @@ class Engine:
             max_per_tenant=max_queue_per_tenant,
             retry_after_s=self._pace.retry_after_s,
         )
-        self._blocks: Blocks | None = None
         self._pool = ThreadPoolExecutor(1, "carousel-run")
-        if store.table is not None and not self._observer.tells_each:
-            self._blocks = Blocks(
-                store.table,
-                catalog,
-                self.promotions,
-                self._observer,
-                max_batch,
-                self._pool,
-                INLINE_S,
-                self._batcher,
-                self._take_up,
-            )
+        self._blocks = Blocks(
+            store.table,
+            catalog,
+            self.promotions,
+            self._observer,
+            max_batch,
+            self._pool,
+            INLINE_S,
+            self._batcher,
+            self._take_up,
+            request_timeout_s,
+        )
         self._under_way = UnderWay(
             max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
@@ -175,7 +175,7 @@ class Engine:
         arrived_s = self._observer.clock()
         try:
             self.refuse_if_draining()
-            if self._blocks is not None and self._blocks.has_any:
+            if self._blocks.has_any:
                 await self._blocks.passed(request.key)
             job = await self._read(request)
             self._batcher.add(job)
@@ -193,12 +193,12 @@ class Engine:
         None: it may not: there is none, its model is not loaded or takes one row at a time, or
         requests are run, or told of, one by one here.
         """
-        return None if self._blocks is None else self._blocks.seat_of(key)
+        return self._blocks.seat_of(key)
 
     @property
     def seats_generation(self) -> int:
         """Seats of another mean nothing."""
-        return 0 if self._blocks is None else self._blocks.table.generation
+        return self._blocks.table.generation
 
     def offer(self, block: Block) -> None:
         """Accept the requests of a block; its receiver is told what becomes of each.
@@ -207,8 +207,6 @@ class Engine:
             DrainingError: the server is shutting down.
         """
         self.refuse_if_draining()
-        if self._blocks is None:
-            raise RuntimeError("this engine gave no seats")
         self._blocks.add(block)
         self._work.set()
 
@@ -230,6 +228,7 @@ class Engine:
             self._turn_away(block, row, request, error)
         else:
             self._observer.accept(job, block.arrived_s)
+            self._limit(job)
             block.receiver.left(block, row, job)
 
     async def _read_anew(self, block: Block, row: int) -> None:
@@ -241,6 +240,7 @@ class Engine:
             self._turn_away(block, row, request, error)
             return
         self._observer.accept(job, block.arrived_s)
+        self._limit(job)
         block.receiver.left(block, row, job)
         self._work.set()
 
@@ -332,14 +332,15 @@ class Engine:
         if timeout_s is None:
             return
         loop = asyncio.get_running_loop()
-        work.timeout_s, work.due_s = timeout_s, loop.time() + timeout_s
+        waited_s = self._observer.clock() - work.arrived_s
+        work.timeout_s, work.due_s = timeout_s, loop.time() + timeout_s - waited_s
         timer = loop.call_at(work.due_s, self._time_out, work)
         work.future.add_done_callback(lambda _: timer.cancel())
 
     def _time_out(self, work: Work) -> None:
         if work.future.done() or work.is_committing:
             return
-        error = _timed_out(work.timeout_s)
+        error = timed_out(work.timeout_s)
         if self._batcher.discard(work):
             self._room.set()
             self._observer.end(work, error)
@@ -435,7 +436,7 @@ class Engine:
 
     async def settle(self, key: SessionKey) -> None:
         """Return once what the session has waiting here now is done."""
-        if self._blocks is not None and self._blocks.has_any:
+        if self._blocks.has_any:
             await self._blocks.passed(key)
         last = self._batcher.last_of(key)
         if last is not None:
@@ -483,17 +484,17 @@ class Engine:
             await self._work.wait()
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
-            if self._blocks is not None and self._blocks.has_waiting:
-                await self._run_blocks(self._blocks)
+            if self._blocks.has_waiting:
+                await self._run_blocks()
             if self._batcher.has_waiting:
                 await self.step()
-            if not (self._batcher.has_waiting or (self._blocks and self._blocks.has_waiting)):
+            if not (self._batcher.has_waiting or self._blocks.has_waiting):
                 self._work.clear()
 
-    async def _run_blocks(self, blocks: Blocks) -> None:
+    async def _run_blocks(self) -> None:
         clock = asyncio.get_running_loop().time
         since = self._busy_since or clock()
-        rows = await blocks.run()
+        rows = await self._blocks.run()
         self._finished += rows
         self._room.set()
         now = clock()
@@ -665,6 +666,8 @@ class Engine:
             outcomes = await self._store.commit(commits)
         for (job, record), outcome in zip(records, outcomes, strict=True):
             if outcome is Outcome.DONE:
+                if not job.request.ends:
+                    self._blocks.table.note(job.key, record)
                 if record.last.created and not job.request.ends:
                     self._observer.opened(record)
                 self._answer(job, job.whole_answer(record))
@@ -674,7 +677,7 @@ class Engine:
                 self._leave(job)
                 self._observer.leave(job)
             elif asyncio.get_running_loop().time() >= job.due_s:
-                self._refuse(job, _timed_out(job.timeout_s))
+                self._refuse(job, timed_out(job.timeout_s))
             else:
                 self.metrics.lost_commit()
                 job.is_committing = False
@@ -748,13 +751,6 @@ def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] 
         except CarouselError as error:
             found.append(error)
     return found
-
-
-def _timed_out(timeout_s: float) -> TimedOutError:
-    return TimedOutError(
-        f"the request took longer than its timeout of {timeout_s:g} s; it was not done, and its "
-        "session stands where it stood; send it again, or give it more time"
-    )
 
 
 def _about(batch: Sequence[Row[Work]], code: str) -> dict[str, dict[str, object]]:

@@ -84,6 +84,13 @@ class Answer(msgspec.Struct, frozen=True):
     restarted: bool = False  # created where an older session lived, which is no more
 
 
+def timed_out(timeout_s: float) -> TimedOutError:
+    return TimedOutError(
+        f"the request took longer than its timeout of {timeout_s:g} s; it was not done, and its "
+        "session stands where it stood; send it again, or give it more time"
+    )
+
+
 class Waited:
     """What the engine and its observer know of a job that somebody waits for."""
 

@@ -88,10 +88,14 @@ def keys_of(names: Sequence[str], tenant: str = "") -> list[SessionKey]:
 
 
 def offer(
-    engine: Engine, names: Sequence[str], x: Array, steps: Sequence[int] | None = None
+    engine: Engine,
+    names: Sequence[str],
+    x: Array,
+    steps: Sequence[int] | None = None,
+    tenant: str = "",
 ) -> Told:
     """A block of sessions that live; x (N, T, ...)."""
-    keys = keys_of(names)
+    keys = keys_of(names, tenant)
     found = [engine.seat_of(key) for key in keys]
     seats = [one[0] for one in found if one is not None]
     models = {one[1] for one in found if one is not None}
@@ -104,7 +108,7 @@ def offer(
 
     told = Told(len(names))
     block = Block(
-        "",
+        tenant,
         models.pop(),
         np.array(seats),
         x,
@@ -118,9 +122,12 @@ def offer(
     return told
 
 
-async def begin(engine: Engine, names: Sequence[str], x: Array, model: str) -> list[Answer]:
+async def begin(
+    engine: Engine, names: Sequence[str], x: Array, model: str, tenant: str = ""
+) -> list[Answer]:
     requests = [
-        Request(key, Given(rows), None, model) for key, rows in zip(keys_of(names), x, strict=True)
+        Request(key, Given(rows), None, model)
+        for key, rows in zip(keys_of(names, tenant), x, strict=True)
     ]
     return list(await asyncio.gather(*map(engine.predict, requests)))
 
@@ -349,7 +356,7 @@ def test_what_nobody_waits_for_is_not_run(sine: Model, open_store: Open) -> None
             await begin(engine, NAMES, draw(4, 1, 1), "sine-cell")
             told = offer(engine, NAMES, draw(4, 1, 1, seed=1))
             assert engine._blocks is not None
-            engine._blocks._waiting[0].is_abandoned = True
+            engine._blocks._waiting[""][0].is_abandoned = True
             await asyncio.wait_for(told.is_over.wait(), 10)
             assert (told.dones, told.errors, told.jobs) == ([], {}, {})
             records = await store.get(keys_of(NAMES))
@@ -512,5 +519,25 @@ def test_requests_that_are_told_of_one_by_one_are_run_one_by_one(
             assert engine.seat_of(SessionKey("", "nobody")) is None
             monkeypatch.setattr(apart.runtime, "isolated", False)
             assert engine.seat_of(SessionKey("", "a")) is None
+
+    run(scenario())
+
+
+def test_the_blocks_of_tenants_take_turns(sine: Model, open_store: Open) -> None:
+    """One tenant's blocks do not keep another's waiting; of one tenant they run in their order."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), store=open_store(), max_batch=4) as engine:
+            for tenant in ("flood", "other"):
+                await begin(engine, NAMES, draw(4, 1, 1), "sine-cell", tenant)
+            order: list[tuple[str, int]] = []
+            told = [offer(engine, NAMES, draw(4, 1, 1), [n + 1] * 4, "flood") for n in range(5)]
+            told.append(offer(engine, NAMES[:1], draw(1, 1, 1), None, "other"))
+            for number, one in enumerate(told):
+                one.done = lambda block, done, n=number: order.append((block.tenant, n))  # type: ignore
+            for one in told:
+                await asyncio.wait_for(one.is_over.wait(), 10)
+            flood = [("flood", number) for number in range(5)]
+            assert order == [flood[0], ("other", 5), *flood[1:]]
 
     run(scenario())
