@@ -11,8 +11,7 @@ Rules
   the next block runs, and what is in the batcher goes before a block; a request that comes after a
   block waits outside until that has run (`passed`).
 - A block whose time is up when its turn comes is refused; one that has begun is answered.
-- Tenants take turns, a block each, and nobody waits longer for how much another has waiting.
-- The blocks that wait, and the batcher, take turns.
+- The blocks that wait, and the batcher, take turns; and so do the tenants whose blocks wait.
 
 What a block computes and writes is to the bit what its rows would, one by one: the laws' tests run
 both ways.
@@ -25,7 +24,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -111,7 +109,7 @@ class Blocks:
     batcher: Batcher[Work]
     take_up: Callable[[Block, int], None]  # let a row go on as a job
     timeout_s: float | None = None  # what any request may take
-    _waiting: dict[str, deque[Block]] = field(default_factory=dict)  # tenants in order of turn
+    _waiting: dict[str, deque[Block]] = field(default_factory=dict)  # by tenant, in order of turn
     _running: list[Block] = field(default_factory=list)
     _passed: asyncio.Event = field(default_factory=asyncio.Event)
     _records: "WeakKeyDictionary[Model, RecordRows]" = field(default_factory=WeakKeyDictionary)
@@ -150,8 +148,8 @@ class Blocks:
         seat = self.table.known(key)
         if seat is None:
             return False
-        waiting = chain.from_iterable(self._waiting.values())
-        return any((block.seats == seat).any() for block in chain(self._running, waiting))
+        waiting = self._waiting.get(key.tenant, ())
+        return any((block.seats == seat).any() for block in (*self._running, *waiting))
 
     async def run(self) -> int:
         """Run those whose turn it is; how many rows are done with."""
@@ -173,7 +171,10 @@ class Blocks:
         for block in blocks:
             self.batcher.let_go(block.tenant, len(block))
             for row in np.flatnonzero(open_rows[block]).tolist():
-                self._settle(block, row, late.get(block, error))
+                try:
+                    self._settle(block, row, late.get(block, error))
+                except Exception:  # a receiver's: it fails that row, and never the engine
+                    logger.exception("a row could not be told what became of it")
             block.receiver.over(block)
         self._passed.set()
         return rows
@@ -194,29 +195,30 @@ class Blocks:
             block.receiver.refused(block, row, type(error)(error.message, **error.data))
 
     def _take(self) -> list[Block]:
-        """The first that waits, and those behind it that can run with it."""
+        """The first of the tenant whose turn it is, and what can run with it, tenant by tenant."""
         taken: list[Block] = []
-        turns = deque(self._waiting)
-        while turns:
-            tenant = turns.popleft()
-            blocks = self._waiting[tenant]
-            if taken and not self._fits(blocks[0], taken):
-                continue  # its turn comes before those that had one now
-            taken.append(blocks.popleft())
-            del self._waiting[tenant]
-            if blocks:
-                self._waiting[tenant] = blocks
-                turns.append(tenant)
+        seats: Array = np.empty(0, np.int64)
+        is_growing = True
+        while is_growing:
+            is_growing = False
+            for tenant in list(self._waiting):
+                block = self._waiting[tenant][0]
+                first = taken[0] if taken else block
+                together = np.concatenate([seats, block.seats])
+                if taken and (
+                    block.model is not first.model
+                    or block.x.shape[1:] != first.x.shape[1:]
+                    or len(together) > self.max_batch
+                    or len(np.unique(together)) < len(together)
+                ):
+                    continue
+                taken.append(block)
+                seats, is_growing = together, True
+                queue = self._waiting.pop(tenant)
+                queue.popleft()
+                if queue:
+                    self._waiting[tenant] = queue  # at the end: the others have their turn first
         return taken
-
-    def _fits(self, block: Block, taken: Sequence[Block]) -> bool:
-        first = taken[0]
-        if block.model is not first.model or block.x.shape[1:] != first.x.shape[1:]:
-            return False
-        if sum(map(len, taken)) + len(block) > self.max_batch:
-            return False
-        seats = np.concatenate([one.seats for one in (*taken, block)])
-        return len(np.unique(seats)) == len(seats)
 
     async def _run(self, blocks: Sequence[Block], open_rows: dict[Block, Array]) -> None:
         if not blocks or not self._may_run(blocks):
@@ -231,6 +233,9 @@ class Blocks:
         try:
             x = model.encode_many(x if at is None else x[at])
         except ClientError:
+            if len(blocks) > 1:  # so that it is one of them that suffers
+                for block in blocks:
+                    await self._run([block], open_rows)
             return
         records = self._records_of(model)
         with self.observer.reading:

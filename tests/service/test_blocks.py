@@ -92,6 +92,7 @@ def offer(
     names: Sequence[str],
     x: Array,
     steps: Sequence[int] | None = None,
+    told: Told | None = None,
     tenant: str = "",
 ) -> Told:
     """A block of sessions that live; x (N, T, ...)."""
@@ -106,7 +107,7 @@ def offer(
         step = None if asked[row] == ANY else asked[row]
         return Request(keys[row], Given(x[row]), step, origin=ORIGIN)
 
-    told = Told(len(names))
+    told = told or Told(len(names))
     block = Block(
         tenant,
         models.pop(),
@@ -325,6 +326,52 @@ def test_blocks_of_several_connections_share_a_batch(sine: Model, open_store: Op
     run(scenario())
 
 
+def test_tenants_whose_blocks_wait_take_turns(sine: Model, open_store: Open) -> None:
+    """One with many of them does not keep another's waiting for more than one."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), store=open_store(), max_batch=2) as engine:
+            ended: list[str] = []
+
+            class Ending(Told):
+                def over(self, block: Block) -> None:
+                    ended.append(block.tenant)
+                    super().over(block)
+
+            sessions = {"many": [f"{n}" for n in range(10)], "few": ["0", "1"]}
+            for tenant, names in sessions.items():
+                await begin(engine, names, draw(len(names), 1, 1), "sine-cell", tenant)
+            told: list[Told] = []
+            for tenant, names in sessions.items():
+                for start in range(0, len(names), 2):
+                    pair = names[start : start + 2]
+                    told.append(offer(engine, pair, draw(2, 1, 1), None, Ending(2), tenant))
+            for one in told:
+                assert [row[0] for row in await one.results()] == [2, 2]
+            assert ended == ["many", "few", "many", "many", "many", "many"]
+
+    run(scenario())
+
+
+def test_a_receiver_that_fails_ends_no_engine(sine: Model, open_store: Open) -> None:
+    """Its rows are lost to it; the next block is run."""
+
+    class Broken(Told):
+        def left(self, block: Block, row: int, job: Job) -> None:
+            raise ValueError("a mistake")
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), store=open_store()) as engine:
+            await begin(engine, NAMES, draw(4, 1, 1), "sine-cell")
+            broken = offer(engine, NAMES, draw(4, 1, 1, seed=1), [0, 1, 1, 1], Broken(4))
+            await asyncio.wait_for(broken.is_over.wait(), 10)
+            assert broken.rows == [1, 2, 3]
+            told = offer(engine, NAMES, draw(4, 1, 1, seed=2))
+            assert [row[0] for row in await told.results()] == [2, 3, 3, 3]
+
+    run(scenario())
+
+
 def test_a_promoted_session_moves_and_goes_on(tmp_path: Path, open_store: Open) -> None:
     """In a block as alone: on the new version, from its state."""
     specs = [Spec("m", seed=1), Spec("m", seed=2, scaling=scaling(1, 1))]
@@ -519,25 +566,5 @@ def test_requests_that_are_told_of_one_by_one_are_run_one_by_one(
             assert engine.seat_of(SessionKey("", "nobody")) is None
             monkeypatch.setattr(apart.runtime, "isolated", False)
             assert engine.seat_of(SessionKey("", "a")) is None
-
-    run(scenario())
-
-
-def test_the_blocks_of_tenants_take_turns(sine: Model, open_store: Open) -> None:
-    """One tenant's blocks do not keep another's waiting; of one tenant they run in their order."""
-
-    async def scenario() -> None:
-        async with running(Catalog([sine]), store=open_store(), max_batch=4) as engine:
-            for tenant in ("flood", "other"):
-                await begin(engine, NAMES, draw(4, 1, 1), "sine-cell", tenant)
-            order: list[tuple[str, int]] = []
-            told = [offer(engine, NAMES, draw(4, 1, 1), [n + 1] * 4, "flood") for n in range(5)]
-            told.append(offer(engine, NAMES[:1], draw(1, 1, 1), None, "other"))
-            for number, one in enumerate(told):
-                one.done = lambda block, done, n=number: order.append((block.tenant, n))  # type: ignore
-            for one in told:
-                await asyncio.wait_for(one.is_over.wait(), 10)
-            flood = [("flood", number) for number in range(5)]
-            assert order == [flood[0], ("other", 5), *flood[1:]]
 
     run(scenario())
