@@ -109,6 +109,7 @@ E = TypeVar("E", Envelope, FrameEnvelope, ForecastEnvelope)
 
 _envelopes = msgspec.json.Decoder(Envelope)
 _frame_envelopes = msgspec.json.Decoder(FrameEnvelope)
+_frame_arrays = msgspec.json.Decoder(list[FrameEnvelope])
 _frame_ids = msgspec.json.Decoder(_FrameIdOnly)
 _forecast_envelopes = msgspec.json.Decoder(ForecastEnvelope)
 _texts = msgspec.json.Decoder(str | list[str])
@@ -137,6 +138,15 @@ def read_envelope(body: bytes) -> Envelope:
 def decode_frame(body: bytes) -> FrameEnvelope:
     """Read a text frame up to `x`; raises as `decode_envelope`."""
     return _decode(_frame_envelopes, body, _FRAME_FIELDS)
+
+
+def read_frames(body: bytes) -> list[FrameEnvelope] | None:
+    """The text frames of an array, or None if one of them is not what `decode_frame` takes."""
+    try:
+        frames = _frame_arrays.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if any(one.step is not None and one.step > MAX_STEP for one in frames) else frames
 
 
 def find_id(body: bytes) -> FrameId:

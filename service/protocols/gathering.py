@@ -32,6 +32,8 @@ NO_STEP = -1  # as a block says that a request has none
 
 Tag = TypeVar("Tag")
 Out = TypeVar("Out")
+Tag_co = TypeVar("Tag_co", covariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival(Generic[Tag, Out]):
+class Arrival(Generic[Tag_co, Out_co]):
     """What came together, N requests of one connection."""
 
     seats: Array  # (N,) int64; `NO_SEAT`: it is submitted by itself
@@ -52,10 +54,10 @@ class Arrival(Generic[Tag, Out]):
     bundles: Sequence[Bundle]  # of all that have seats
     generation: int  # of the seats
     origin: Origin
-    tag: Callable[[int], Tag]
+    tag: Callable[[int], Tag_co]
     read: Callable[[int], Request]  # may raise a CarouselError where there is no seat
     left: Callable[[int], object]  # called of a row that left its block
-    write: Callable[[Array, Block, Done], Out]  # of (n,) rows of this arrival that are done
+    write: Callable[[Array, Block, Done], Out_co]  # of (n,) rows of this arrival that are done
 
 
 async def hand_over(
@@ -171,4 +173,3 @@ def alike(keys: Array) -> Iterator[Array]:
         return
     for key in np.unique(keys):
         yield np.flatnonzero(keys == key)
-

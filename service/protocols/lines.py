@@ -46,6 +46,11 @@ class Names:
         places = np.array([known.setdefault(name, len(known)) for name in names], np.int64)
         return self._seating.find(places, lambda row: SessionKey(self._tenant, names[row]))
 
+    @property
+    def generation(self) -> int:
+        """Of the seats that were found."""
+        return self._seating.generation
+
     def model(self, kind: int) -> Model | None:
         """As `Seating.model`."""
         return self._seating.model(kind)
@@ -64,9 +69,7 @@ class Names:
         return found
 
 
-def read_bodies(
-    texts: Sequence[bytes | None], read: Callable[[bytes], Envelope]
-) -> list[Envelope]:
+def read_bodies(texts: Sequence[bytes | None], read: Callable[[bytes], Envelope]) -> list[Envelope]:
     """Bodies up to `x`, by a strict decoder; `UNREADABLE` in the place of those it refuses."""
     try:
         return [UNREADABLE if text is None else read(text) for text in texts]
@@ -135,9 +138,7 @@ def _bundles(model: Model, bodies: Sequence[Envelope], rows: Array) -> Iterator[
                 yield Bundle(model, rows[at], x)
 
 
-def write_bodies(
-    bodies: Sequence[Envelope], names: Names, block: Block, done: Done
-) -> list[bytes]:
+def write_bodies(bodies: Sequence[Envelope], names: Names, block: Block, done: Done) -> list[bytes]:
     """The replies to `bodies`, which are those of the rows that are done, in order."""
     model, depth = block.model, done.y.ndim - 1
     inside = slice(depth + 1, -depth - 1)

@@ -169,8 +169,7 @@ class _Reader:
         self._max_line_bytes = max_line_bytes
         self._tenant = tenant
         self._origin = origin
-        self._seating = Seating(engine)
-        self._names = Names(self._seating, tenant)
+        self._names = Names(Seating(engine), tenant)
 
     async def submit(self, lines: Lines) -> None:
         """All of them, in their order."""
@@ -222,7 +221,7 @@ class _Reader:
             seats,
             steps,
             bundles,
-            self._seating.generation,
+            names.generation,
             self._origin,
             tag=lines.numbers.__getitem__,
             read=request,
