@@ -99,6 +99,8 @@ async def _are_taken(
 
 def _stretches(is_seated: Array, most: int) -> Iterator[tuple[int, int]]:
     """Where the seated stand beside each other, at most so many, and where the others do."""
+    if not len(is_seated):
+        return
     ends = [*(np.flatnonzero(is_seated[1:] != is_seated[:-1]) + 1).tolist(), len(is_seated)]
     start = 0
     for end in ends:
