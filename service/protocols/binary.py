@@ -11,7 +11,7 @@ Rules
 - Text is for JSON frames: ids of tokens come as integers, and replies are y alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, TypeVar
@@ -40,7 +40,7 @@ from service.protocols.frames import (
     Reply,
 )
 from service.protocols.gathering import LEAST_ROWS, Arrival, Bundle, alike
-from service.protocols.seating import NO_SEAT, Seating
+from service.protocols.seating import NO_SEAT, Named, Seating
 from service.session import SessionKey
 from service.wire import (
     MAX_SESSION_ID_CHARS,
@@ -134,6 +134,8 @@ class Handles:
             raise RequestError(
                 f"the frame's json: {error}; expected an array of {{handle, session_id, model?}}"
             ) from error
+        if any(one.handle in self._bound for one in bindings):
+            self._bound = dict(self._bound)  # rows under way still mean what they meant
         for one in bindings:
             self._bound[one.handle] = Bound(SessionKey(self._tenant, one.session_id), one.model)
             self._seating.forget(one.handle)
@@ -148,9 +150,8 @@ class Handles:
     ) -> Arrival[Record, Out]:
         """What a frame asks for; `number`: the frame's, from 1."""
         handles = frame.heads["handle"].astype(np.int64)
-        numbers = handles.tolist()
-        bound = [self._bound.get(handle) for handle in numbers]  # later frames may bind anew
-        seats, bundles = self._seat(frame, handles, bound)
+        seats, bundles = self._seat(frame, handles)
+        bound = self._bound
 
         def replies(rows: Array, block: Block, done: Done) -> Out:
             return write(_answers(frame.heads[rows], number, rows, done), reply_dtype(frame.dtype))
@@ -161,26 +162,24 @@ class Handles:
             bundles,
             self._seating.generation,
             origin,
-            tag=lambda row: Record(number, row, numbers[row], frame.dtype),
-            read=lambda row: _request(frame, row, bound[row], caller, origin),
-            left=lambda row: self._seating.forget(numbers[row]),
+            tag=lambda row: Record(number, row, int(handles[row]), frame.dtype),
+            read=lambda row: _request(frame, row, bound, caller, origin),
+            left=lambda row: self._seating.forget(int(handles[row])),
             write=replies,
         )
 
-    def _seat(
-        self, frame: Frame, handles: Array, bound: Sequence[Bound | None]
-    ) -> tuple[Array, list[Bundle]]:
+    def _seat(self, frame: Frame, handles: Array) -> tuple[Array, list[Bundle]]:
         """(records,) seats, `NO_SEAT` of those that go by themselves, and the others' bundles."""
 
-        def key_of(row: int) -> SessionKey | None:
-            one = bound[row]
-            return None if one is None else one.key
+        def name_of(row: int) -> Named | None:
+            one = self._bound.get(int(handles[row]))
+            return None if one is None else (one.key, one.model)
 
         heads, seats = frame.heads, np.full(len(handles), NO_SEAT, np.int64)
         bundles: list[Bundle] = []
         if len(handles) < LEAST_ROWS:
             return seats, bundles
-        found, kinds = self._seating.find(handles, key_of)
+        found, kinds = self._seating.find(handles, name_of)
         steps = heads["steps"].astype(np.int64)
         is_plain = (found != NO_SEAT) & (heads["flags"] == 0) & (heads["step"] >= NO_STEP)
         is_plain &= (steps >= 1) & (steps <= MAX_STEPS)
@@ -188,16 +187,14 @@ class Handles:
         for group in alike(kinds[plain] * (MAX_STEPS + 1) + steps[plain]):
             rows = plain[group]
             model = self._seating.model(int(kinds[rows[0]]))
-            bundle = None if model is None else _bundle(model, frame, rows, bound)
+            bundle = None if model is None else _bundle(model, frame, rows)
             if bundle is not None:
                 bundles.append(bundle)
                 seats[bundle.rows] = found[bundle.rows]
         return seats, bundles
 
 
-def _bundle(
-    model: Model, frame: Frame, rows: Array, bound: Sequence[Bound | None]
-) -> Bundle | None:
+def _bundle(model: Model, frame: Frame, rows: Array) -> Bundle | None:
     """Of records of sessions on `model`, equally long; None: none is what it takes."""
     shape, steps = model.row_shape, int(frame.heads["steps"][rows[0]])
     is_float = frame.values.dtype.kind == "f"
@@ -207,10 +204,6 @@ def _bundle(
     is_fit = frame.heads["width"][rows] == width
     if not is_fit.all():
         rows = rows[is_fit]
-    theirs = (None, model.name, model.reference)
-    named = [one is not None and one.model in theirs for one in (bound[row] for row in rows)]
-    if not all(named):
-        rows = rows[named]
     if not len(rows):
         return None
     values = frame.values
@@ -223,10 +216,11 @@ def _bundle(
 
 
 def _request(
-    frame: Frame, record: int, bound: Bound | None, caller: Caller, origin: Origin
+    frame: Frame, record: int, handles: Mapping[int, Bound], caller: Caller, origin: Origin
 ) -> Request:
     """What one record asks for; RequestError if its head says what it may not."""
     handle, _, step, _, flags = frame.heads[record].item()
+    bound = handles.get(handle)
     if bound is None:
         raise RequestError(
             f"handle {handle} means no session on this connection, expected one that a frame's "

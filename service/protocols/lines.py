@@ -17,7 +17,7 @@ import orjson
 from service.blocks import MAX_STEPS, Block, Done
 from service.model import Model
 from service.protocols.gathering import NO_STEP, Bundle, alike
-from service.protocols.seating import NO_SEAT, Seating
+from service.protocols.seating import NO_SEAT, Seating, is_called
 from service.session import SessionKey
 from service.wire import MAX_STEP, Envelope, decode_many_rows, encode, stacked_rows
 
@@ -44,7 +44,7 @@ class Names:
             self._heads.clear()
             self._seating.clear()
         places = np.array([known.setdefault(name, len(known)) for name in names], np.int64)
-        return self._seating.find(places, lambda row: SessionKey(self._tenant, names[row]))
+        return self._seating.find(places, lambda row: (SessionKey(self._tenant, names[row]), None))
 
     @property
     def generation(self) -> int:
@@ -121,8 +121,7 @@ def _is_plain(body: Envelope) -> bool:
 
 def _bundles(model: Model, bodies: Sequence[Envelope], rows: Array) -> Iterator[Bundle]:
     """Of bodies whose sessions live on `model`; none of an x that is not what it takes."""
-    theirs = (None, model.name, model.reference)
-    known = [row for row in rows.tolist() if bodies[row].model in theirs]
+    known = [row for row in rows.tolist() if is_called(model, bodies[row].model)]
     if not known:
         return
     shape = model.row_shape

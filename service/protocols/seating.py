@@ -22,7 +22,8 @@ Array = np.ndarray
 NO_SEAT = -1
 MAX_SKIPS = 63  # requests between two questions; a question takes as long as a fifth of a request
 
-KeyOf = Callable[[int], SessionKey | None]  # of a row that came; None: it names no session
+# Of a row that came: its session, and the model that it must live on, as `name` or `name:version`.
+Named = tuple[SessionKey, str | None]
 
 
 class Seating:
@@ -50,12 +51,12 @@ class Seating:
             self._seats[place] = NO_SEAT
             self._skips[place] = 0
 
-    def find(self, places: Array, key_of: KeyOf) -> tuple[Array, Array]:
+    def find(self, places: Array, name_of: Callable[[int], Named | None]) -> tuple[Array, Array]:
         """Where the sessions of rows that came have their seats.
 
         Args:
             places: (N,) int64, 0 or more, the connection's numbers.
-            key_of: asked of rows without a seat.
+            name_of: asked of rows without a seat; None: it names no session.
         Returns:
             (N,) int64, seats, `NO_SEAT` where there is none; and (N,) int64, which models they
             live on, for `model`.
@@ -70,9 +71,9 @@ class Seating:
             at = np.where(inside, places, 0)
             seats, kinds = np.where(inside, self._seats[at], NO_SEAT), self._kinds[at]
         for row in np.flatnonzero(seats == NO_SEAT).tolist():
-            key, place = key_of(row), int(places[row])
-            if key is not None:
-                seats[row] = self._seat_of(place, key)
+            named, place = name_of(row), int(places[row])
+            if named is not None:
+                seats[row] = self._seat_of(place, *named)
                 kinds[row] = self._kinds[place]
         if self.generation != self._engine.seats_generation:  # the last seats were given out
             seats[:] = NO_SEAT
@@ -85,7 +86,7 @@ class Seating:
             self._seats[self._kinds == kind] = NO_SEAT
         return found
 
-    def _seat_of(self, place: int, key: SessionKey) -> int:
+    def _seat_of(self, place: int, key: SessionKey, wanted: str | None) -> int:
         while place >= len(self._seats):
             self._seats = np.append(self._seats, np.full_like(self._seats, NO_SEAT))
             self._kinds = np.append(self._kinds, np.zeros_like(self._kinds))
@@ -98,7 +99,7 @@ class Seating:
             self._skips[place, 0] = left - 1
             return NO_SEAT
         found = self._engine.seat_of(key)
-        if found is None:
+        if found is None or not is_called(found[1], wanted):
             self._skips[place] = then, min(2 * then + 1, MAX_SKIPS)
             return NO_SEAT
         seat, model = found
@@ -112,3 +113,8 @@ class Seating:
                 return kind
         self._models.append(ref(model))
         return len(self._models) - 1
+
+
+def is_called(model: Model, wanted: str | None) -> bool:
+    """Whether a request that names this model, `name` or `name:version`, may run on it."""
+    return wanted is None or wanted in (model.name, model.reference)
