@@ -253,7 +253,7 @@ class DiskTable:
         dues = index.flat[at + DUE]
         done = wanted & (index.flat[at + WORD] == held.words) & (dues >= _first_due(now_ms))
         due_ms = now_ms + self._timeout_ms
-        states = states.view(np.uint8).reshape(len(states), -1)
+        states = states.view(np.uint8).reshape(len(states), states.itemsize)
         for group in held.groups:
             of, heads = group.of, group.heads
             mine = done[of]
