@@ -7,8 +7,8 @@ came is kept as it is, and what is malformed counts as absent. It is not echoed:
 has no header for a reply, and whoever sent it knows it.
 """
 
+import random
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,127}\Z")
 _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
+# Of a generator of its own, which nobody seeds; to ask the kernel for bits takes 3 us a request.
+_random_bits = random.Random().getrandbits
 _MAX_TRACESTATE = 512  # bytes, which the Recommendation asks to carry at least
 
 
@@ -44,8 +46,8 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def new_request_id() -> bytes:
-    """64 random bits, as 16 hex digits."""
-    return secrets.token_hex(8).encode()
+    """64 random bits, as 16 hex digits. It tells requests apart and guards nothing."""
+    return b"%016x" % _random_bits(64)
 
 
 def origin_of(headers: Iterable[tuple[bytes, bytes]], protocol: str) -> Origin:

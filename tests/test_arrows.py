@@ -71,6 +71,8 @@ SERVICE_ORDER: list[set[str]] = [
     {
         "protocols.exchange",
         "protocols.content_coding",
+        "protocols.one_write",
+        "protocols.watches",
         "protocols.openapi_form",
         "protocols.openapi_bodies",
     },
