@@ -39,12 +39,18 @@ class Homes:
         """
         return await self.loaded(lambda: self._catalog.get(reference))
 
+    def only_one(self, request: Request) -> Model | None:
+        """What a request runs on that names no model, where there is one name; else None."""
+        return self._catalog.only if request.model is None else None
+
     async def guess(self, request: Request, last: Model | None) -> Model:
-        """What the request's session is most likely on; `last`: what its last request runs on."""
+        """What the request's session is most likely on, if `only_one` does not say it.
+
+        Args:
+            last: what its last request runs on.
+        """
         if request.model is not None:
             return await self.load(request.model)
-        if self._catalog.only is not None:
-            return self._catalog.only
         return last or await self.look_up(request)
 
     async def look_up(self, request: Request) -> Model:

@@ -21,6 +21,7 @@ SERVICE_ORDER: list[set[str]] = [
         "cpu",
         "vocabulary",
         "choice",
+        "collector",
         "key_ring",
         "logs",
         "metrics",
