@@ -595,7 +595,7 @@ class Engine:
         """
         loop = self._loop or asyncio.get_running_loop()  # to ask for it is a call of the kernel
         future: asyncio.Future[Answer] = loop.create_future()
-        model = self._homes.only_one(request)
+        model = self._homes.at_once(request)
         if model is None:
             last = self._batcher.last_of(request.key)
             model = await self._homes.guess(request, last.model if last else None)

@@ -39,12 +39,14 @@ class Homes:
         """
         return await self.loaded(lambda: self._catalog.get(reference))
 
-    def only_one(self, request: Request) -> Model | None:
-        """What a request runs on that names no model, where there is one name; else None."""
-        return self._catalog.only if request.model is None else None
+    def at_once(self, request: Request) -> Model | None:
+        """What `guess` would say, where it need not wait; else None."""
+        if request.model is None:
+            return self._catalog.only
+        return self._catalog.find(request.model)
 
     async def guess(self, request: Request, last: Model | None) -> Model:
-        """What the request's session is most likely on, if `only_one` does not say it.
+        """What the request's session is most likely on, if `at_once` does not say it.
 
         Args:
             last: what its last request runs on.

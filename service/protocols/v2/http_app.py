@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from urllib.parse import unquote
 
 import msgspec
@@ -77,6 +77,9 @@ from service.wire import encode
 
 ROOT = "/v2"
 OPEN = {("health", "live"), ("health", "ready")}  # to who has no key
+KEPT_PATHS = (
+    256  # whose route is known without another look; clients ask for a few, again and again
+)
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
 
@@ -129,6 +132,7 @@ class V2App:
             ("stats",): {"GET": self._stats},
             ("infer",): {"POST": self._infer},
         }
+        self._find = lru_cache(KEPT_PATHS)(self._find_anew)
 
     def knows(self, scope: Scope) -> bool:
         """Whether it is an HTTP request to v2, even to a route that is not there."""
@@ -138,9 +142,9 @@ class V2App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send = to_who_stays(send)
         try:
-            path = _path_of(scope)
-            caller = Caller("") if path in OPEN else self._access.admit(scope)
-            methods, model, version = self._find(path, scope["path"])
+            raw = raw_path(scope)
+            caller = Caller("") if _path_of(raw) in OPEN else self._access.admit(scope)
+            methods, model, version = self._find(raw, scope["path"])
             handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
             if handler is None:
                 raise _no_method(scope, methods)
@@ -165,8 +169,9 @@ class V2App:
         except ClientGone:
             _note_gone(scope)
 
-    def _find(self, path: Path, shown: str) -> tuple[dict[str, Handler], str, str]:
+    def _find_anew(self, raw: str, shown: str) -> tuple[dict[str, Handler], str, str]:
         """The methods of a route, and the model and version that it names."""
+        path = _path_of(raw)
         if path in self._of_server:
             return self._of_server[path], "", ""
         refuse_what_is_not_offered(path)
@@ -266,9 +271,10 @@ def _note_gone(scope: Scope) -> None:
     logger.info("%s %s: the client went away", scope["method"], scope["path"])
 
 
-def _path_of(scope: Scope) -> Path:
+@lru_cache(KEPT_PATHS)
+def _path_of(raw: str) -> Path:
     """The parts after /v2; an encoded slash is not a separator."""
-    return tuple(map(unquote, raw_path(scope).rstrip("/").split("/")[2:]))
+    return tuple(map(unquote, raw.rstrip("/").split("/")[2:]))
 
 
 def _no_method(scope: Scope, methods: dict[str, Handler]) -> MethodNotAllowedError:
