@@ -26,7 +26,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def with_server(http: str, app: App, use: Use) -> list[list[bytes]]:
     """What each write of the server was, by connection, while `use` asks."""
-    config: Any = uvicorn.Config(app, http=http, loop="asyncio", lifespan="off", log_level="error")
+    config: Any = uvicorn.Config(
+        app, http=http, loop="asyncio", lifespan="off", log_level="error", timeout_keep_alive=60
+    )
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

@@ -47,10 +47,10 @@ def test_who_waits_long_is_watched_and_who_does_not_costs_nothing(
         watches, quick, slow = Watches(), Client(), Client()
         told: list[str] = []
         first = watches.add(quick.receive, lambda: told.append("quick"))
-        watches.remove(first)
         watches.add(slow.receive, lambda: told.append("slow"))
         assert len(looks) == 1
         looks.pop()()
+        watches.remove(first)
         await turns()
         assert (quick.asked, slow.asked, len(looks)) == (0, 0, 1)
         looks.pop()()
