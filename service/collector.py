@@ -2,14 +2,14 @@
 
 Rules
 - What the start made (modules, models, BentoML: some 300,000 objects) is put aside once, when the
-  server is ready. Else every full collection walks all of it: 39 ms of the loop in a process that
-  has our modules only, which every request of that moment waits for; 1 ms after.
+  server is ready. Else every full collection walks all of it: 86 ms of CPU with BentoML's modules,
+  for which every request of that moment waits; some 1 ms after.
 - The youngest generation is looked at after `YOUNGEST` new containers more than are freed, not 700:
   64 requests under way hold more than that, so it was looked at 40 times in 1,000 requests and
   found nothing, as what a request leaves is freed by its count. One look takes some 2 ms at most.
 
-Among 64 sessions the collector took 21 of the 136 us of a core that a /predict took in process; now
-it takes less than one.
+A /predict among 64 sessions took 141 us of a core in process, and 95 with this; the p99 of what
+passes while a request is under way was 11 times its p50, and is 1.8 times.
 """
 
 import gc
