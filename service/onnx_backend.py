@@ -1,11 +1,10 @@
 """A variant under ONNX Runtime's CPU provider: the chunk graph, and the step graph if any."""
 
-from pathlib import Path
-
+import numpy as np
 import onnxruntime as ort
 
 from service.artifact import Array, Artifact
-from service.errors import ArtifactError
+from service.bound_graph import BoundGraph, Output
 from service.layout import State
 from service.manifest import Variant
 
@@ -16,27 +15,27 @@ class OnnxBackend:
     engine = f"onnxruntime {ort.__version__}"
 
     def __init__(self, artifact: Artifact, variant: Variant, threads: int) -> None:
-        self._states = artifact.manifest.ports.states
-        self._outputs = ["y", *(port.output for port in self._states)]
-        self._chunk = _open(artifact.path / variant.file, threads)
-        self._step = _open(artifact.path / variant.step.file, threads) if variant.step else None
+        ports = artifact.manifest.ports
+        self._names = [port.name for port in ports.states]
+        states = [port.input for port in ports.states]
+        outputs = [_output("y", ports.y.shape[2:], ports.y.dtype, over_time=True)]
+        outputs += [_output(port.output, port.shape[1:], port.dtype) for port in ports.states]
+        self._chunk = BoundGraph(
+            artifact.path / variant.file, threads, ["x", "lengths", *states], outputs
+        )
+        self._step = None
+        if variant.step:
+            path = artifact.path / variant.step.file
+            self._step = BoundGraph(path, threads, ["x", *states], outputs)
 
     def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
-        feed = {"x": x, **{port.input: state[port.name] for port in self._states}}
+        before = [state[name] for name in self._names]
         if x.shape[1] == 1 and self._step is not None:
-            y, *states = self._step.run(self._outputs, feed)
+            y, *after = self._step.run([x, *before])
         else:
-            y, *states = self._chunk.run(self._outputs, {**feed, "lengths": lengths})
-        return y, {port.name: s for port, s in zip(self._states, states, strict=True)}
+            y, *after = self._chunk.run([x, lengths, *before])
+        return y, dict(zip(self._names, after, strict=True))
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Spinning threads starve torch in the same process, and other workers on the same cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base but Exception
-        raise ArtifactError(f"ONNX Runtime cannot load {path}: {error}") from error
+def _output(name: str, tail: list[int | str], dtype: str, over_time: bool = False) -> Output:
+    return Output(name, tuple(int(size) for size in tail), np.dtype(dtype), over_time)
