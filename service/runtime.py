@@ -112,19 +112,22 @@ class _Shapes:
 
     def check(self, x: Array, state: State) -> None:
         tail, dtype = self._x
-        if x.shape[2:] != tail or x.ndim != len(tail) + 2 or 0 in x.shape:
+        shape = x.shape
+        if shape[2:] != tail or len(shape) != len(tail) + 2 or 0 in shape:
             wanted = ", ".join(["batch", "time", *map(str, tail)])
-            raise ShapeError(f"`x` has shape {x.shape}, expected ({wanted}) from manifest port `x`")
+            raise ShapeError(f"`x` has shape {shape}, expected ({wanted}) from manifest port `x`")
         if x.dtype != dtype:
             raise ShapeError(f"`x` is {x.dtype}, expected {dtype}")
         if state.keys() != self._names:
             names = [port.name for port in self._ports.states]
             raise ShapeError(f"`state` has {sorted(state)}, expected {names}")
+        batch = shape[:1]
         for name, tail, dtype in self._states:
-            value, shape = state[name], (x.shape[0], *tail)
-            if value.shape != shape or value.dtype != dtype:
+            value = state[name]
+            if value.shape != batch + tail or value.dtype != dtype:
                 raise ShapeError(
-                    f"state `{name}` is {value.dtype} {value.shape}, expected {dtype} {shape}"
+                    f"state `{name}` is {value.dtype} {value.shape}, expected {dtype} "
+                    f"{batch + tail}"
                 )
 
 
