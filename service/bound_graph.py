@@ -15,7 +15,7 @@ anyway.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ class BoundGraph:
     def _run_large(self, x: Array, state: State, lengths: Array | None) -> tuple[Array, State]:
         y, after = self._new_results(*x.shape[:2])
         given = {name: np.ascontiguousarray(value) for name, value in state.items()}
-        self._session.run_with_iobinding(
-            self._bind(np.ascontiguousarray(x), given, lengths, y, after)
-        )
+        counts = None if lengths is None else np.ascontiguousarray(lengths, np.int64)
+        binding = self._bind(np.ascontiguousarray(x), given, counts, y, after)
+        self._session.run_with_iobinding(binding)
         for value in (y, *after.values()):
             np.add(value, 0, out=value)
         return y, after
@@ -142,10 +142,10 @@ class _KeptSets(threading.local):
         self.sets: dict[tuple[int, ...], _Set] = {}
 
 
-def _fixed(tail: Iterable[int | str]) -> tuple[int, ...] | None:
+def _fixed(tail: Sequence[int | str]) -> tuple[int, ...] | None:
     """A shape whose every size is a number; None: one is free, and is as the array has it."""
-    sizes = tuple(tail)
-    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
+    sizes = tuple(size for size in tail if isinstance(size, int))
+    return sizes if len(sizes) == len(tail) else None
 
 
 def _open(path: Path, threads: int) -> ort.InferenceSession:
