@@ -98,7 +98,7 @@ def test_the_header_of_an_upgrade_holds_for_each_frame(slow_server: Server) -> N
 
 def test_an_upgrade_with_a_timeout_that_is_none_is_refused(slow_server: Server) -> None:
     """Before there is a connection."""
-    with BareClient(slow_server, **{"X-Request-Timeout-Ms": "soon"}) as bare:
+    with BareClient(slow_server, None, **{"X-Request-Timeout-Ms": "soon"}) as bare:
         assert bare.status == 400
 
 
