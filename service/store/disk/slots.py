@@ -12,6 +12,7 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from service.errors import InternalError, StoreFullError
 from service.session import SessionKey
@@ -93,12 +94,26 @@ class SlotFile:
         self.bytes = map_file(self.fd, self.capacity * self.size)
         self.words = self.bytes.cast("Q")
         self.flat: Array = np.frombuffer(self.bytes, np.uint64)
-        # One row for each slot that can be; only those that have disk blocks may be touched.
-        self.rows: Array = np.frombuffer(self.bytes, np.uint8).reshape(self.capacity, self.size)
+        self.halves: Array = np.frombuffer(self.bytes, np.uint32)
+        self._windows: dict[int, Array] = {}
 
     def at(self, slot: int) -> int:
         """The place of a slot's first word in `words`."""
         return slot * self.size >> 3
+
+    def window(self, size: int) -> Array:
+        """(every byte's place, size) uint8: what begins there.
+
+        Only what has disk blocks may be touched, and only within one slot.
+        """
+        found = self._windows.get(size)
+        if found is None:
+            whole = np.frombuffer(self.bytes, np.uint8)
+            found = as_strided(whole, (len(whole) - size + 1, size), (1, 1))
+            if len(self._windows) > 256:
+                self._windows.clear()
+            self._windows[size] = found
+        return found
 
     @property
     def stored_bytes(self) -> int:
@@ -242,10 +257,9 @@ class Slots:
         header[row + TOUCHED] = touched + fresh
         return np.array([*slots, *range(touched, touched + fresh)], np.int64)
 
-    def write_many(self, number: int, slots: Array, rows: Array) -> None:
-        """Fill (N,) slots that were taken by (N, size) bytes; as `write`."""
+    def mark(self, number: int) -> None:
+        """Slots of this class were written to."""
         self._header[AT_CLASSES + number * CLASS_WORDS + UNSYNCED] = 1
-        self.file(number).rows[slots, : rows.shape[1]] = rows
 
     def link_many(self, number: int, slots: Array) -> None:
         """As `link`, of (N,) slots."""
