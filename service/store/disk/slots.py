@@ -148,6 +148,7 @@ class Slots:
         self._directory = directory
         self._header = header
         self._files: dict[int, SlotFile] = {}
+        self._linked: dict[int, Array] = {}  # by class: the slots last freed here, as listed
         self._full_until_s: dict[int, float] = {}  # by class
         rows = np.frombuffer(header, np.uint64)[AT_CLASSES : AT_CLASSES + CLASSES * CLASS_WORDS]
         self.table: Array = rows.reshape(CLASSES, CLASS_WORDS)  # the header's rows of classes
@@ -242,6 +243,8 @@ class Slots:
                 self._grow(number)
             except StoreFullError:
                 return None
+        if (linked := self._take_linked(number, count)) is not None:
+            return linked
         words, slots = self.file(number).words, list[int]()
         size, touched = self.file(number).size >> 3, header[row + TOUCHED]
         slot = header[row + FIRST_FREE]
@@ -256,6 +259,21 @@ class Slots:
         fresh = count - len(slots)
         header[row + TOUCHED] = touched + fresh
         return np.array([*slots, *range(touched, touched + fresh)], np.int64)
+
+    def _take_linked(self, number: int, count: int) -> Array | None:
+        """Those that this process linked last, where they are still the first of the list."""
+        header, row = self._header, AT_CLASSES + number * CLASS_WORDS
+        slots = self._linked.get(number)
+        if slots is None or len(slots) < count or header[row + FIRST_FREE] != slots[0]:
+            return None
+        taken, file = slots[:count], self.file(number)
+        at = taken * (file.size >> 3)
+        after = file.flat[at + NEXT_FREE]
+        if header[row + FREE] < count or (after[:-1] != taken[1:]).any() or file.flat[at].any():
+            return None
+        header[row + FIRST_FREE] = int(after[-1])
+        header[row + FREE] -= count
+        return taken
 
     def mark(self, number: int) -> None:
         """Slots of this class were written to."""
@@ -273,6 +291,7 @@ class Slots:
         file.flat[at] = 0
         header[row + FIRST_FREE] = int(slots[-1])
         header[row + FREE] += len(slots)
+        self._linked[number] = slots[::-1]
 
     def _free_of(self, number: int) -> int:
         header, row = self._header, AT_CLASSES + number * CLASS_WORDS

@@ -169,13 +169,21 @@ class DiskTable:
             at = columns[:, _ENTRY].astype(np.int64)
         words, classes, keyed = columns[:, _SEEN], columns[:, _CLASS], columns[:, _KEYED]
         classes, keyed = classes.astype(np.int64), keyed.astype(np.int64)
-        heads = np.empty((len(rows), records.head.itemsize), np.uint8)
-        states = np.empty((len(rows), records.state.itemsize), np.uint8)
+        head_bytes, state_bytes = records.head.itemsize, records.state.itemsize
+        heads = np.empty((0, head_bytes), np.uint8)
+        states = np.empty((0, state_bytes), np.uint8)
         for of, number in _alike(classes):
             file = self._slots.file(number)
             starts = slots_of(words[of]) * file.size + BODY_AT + keyed[of]
-            heads[of] = file.window(heads.shape[1])[starts]
-            states[of] = file.window(states.shape[1])[starts + records.state_at]
+            some_heads = file.window(head_bytes)[starts]
+            some_states = file.window(state_bytes)[starts + records.state_at]
+            if isinstance(of, slice):  # all, as almost always
+                heads, states = some_heads, some_states
+                break
+            if not len(heads):
+                heads = np.empty((len(rows), head_bytes), np.uint8)
+                states = np.empty((len(rows), state_bytes), np.uint8)
+            heads[of], states[of] = some_heads, some_states
         held = _Held(
             seats, at, words, index.generation, classes, keyed, heads.view(records.head)[:, 0]
         )
@@ -316,9 +324,9 @@ def _alike(likes: Array) -> Iterator[tuple[Array | slice, int]]:
 
 def _sums(raw: memoryview, tops: Array, starts: Array, used: Array) -> list[int]:
     """The checksum of each slot, whose used bytes are (n,) `used` from (n,) `starts` of a file."""
-    tops = np.ascontiguousarray(tops[:, :SUM_AT])
-    summed = [crc32(top) for top in tops]
+    size, top = tops.shape[1], tops.data.cast("B")
+    bodies, ends = (starts + BODY_AT).tolist(), (starts + used).tolist()
     return [
-        crc32(raw[start + BODY_AT : end], total)
-        for start, end, total in zip(starts.tolist(), (starts + used).tolist(), summed, strict=True)
+        crc32(raw[body:end], crc32(top[at : at + SUM_AT]))
+        for at, body, end in zip(range(0, len(top), size), bodies, ends, strict=True)
     ]
