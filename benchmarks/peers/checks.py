@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.peers.client import Client
-from benchmarks.peers.contestants import Way
-from benchmarks.peers.link import LinkError
-from benchmarks.peers.links import LINKS
+from benchmarks.wire.carousel import Way
+from benchmarks.wire.client import Client
+from benchmarks.wire.link import LinkError
+from benchmarks.wire.links import kind_of
 
 Array = np.ndarray
 ATOL = 2e-5  # between Carousel's graph and the stock one; ten times what was seen
@@ -63,7 +63,7 @@ def rows_of(seed: object, count: int, width: int) -> Array:
 async def agree(way: Way, port: int, loop: PlainLoop, prefix: str) -> None:
     """Two sessions, in turns; LinkError if the way is not offered, or y is not the model's."""
     names = [f"{prefix}-{number}" for number in range(2)]
-    groups = [names] if LINKS[way.link].shared else [[name] for name in names]
+    groups = [names] if kind_of(way.link).shared else [[name] for name in names]
     for group in groups:
         rows = {name: rows_of(name, AGREE_STEPS, loop.width) for name in group}
         states = {name: loop.start() for name in group}

@@ -19,7 +19,6 @@ import pytest
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import checks, servers, venvs
-from benchmarks.peers.client import wait_until_it_answers
 from benchmarks.peers.contestants import (
     APPS,
     CONTESTANTS,
@@ -29,15 +28,16 @@ from benchmarks.peers.contestants import (
     WEBSOCKET_TEXT,
     Way,
 )
-from benchmarks.peers.frame_links import read_frame
-from benchmarks.peers.link import LinkError
-from benchmarks.peers.links import LINKS
-from benchmarks.peers.load import Job
 from benchmarks.peers.measure import Findings, Point, run_load, summarise
-from benchmarks.peers.network import WIDTH, Loop, Network, write_network
 from benchmarks.peers.report import show
-from benchmarks.peers.servers import Server
 from benchmarks.peers.stage import Stage
+from benchmarks.wire.client import wait_until_it_answers
+from benchmarks.wire.frame_links import read_frame
+from benchmarks.wire.link import LinkError
+from benchmarks.wire.links import LINKS
+from benchmarks.wire.load import Job
+from benchmarks.wire.network import WIDTH, Loop, Network, write_network
+from benchmarks.wire.servers import Server
 
 HIDDEN = 16
 APP = """

@@ -1,4 +1,4 @@
-"""The model of the comparison: one set of weights, in the forms that the contestants take.
+"""A model to be asked: one set of weights, in the forms that servers take.
 
 A one-layer nn.LSTM and a linear head, from a seed: x (T, 8) -> y (T, 8). It is not trained, as
 weights change no time; y has eight numbers, so that no two states give the same by chance.
@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import ROOT
+
 WIDTH = 8  # features of x and of y
 HIDDEN = 128
 NAME = "lstm"
@@ -113,7 +114,7 @@ def _write_artifact(network: Network) -> None:
     save_file(torch.load(network.weights, weights_only=True), weights)
     command = [
         sys.executable,
-        *("-m", "export", "benchmarks.peers.network:forecaster"),
+        *("-m", "export", "benchmarks.wire.network:forecaster"),
         *("--init", f'{{"hidden": {network.hidden}}}'),
         *("--weights", str(weights), "--example", str(example), "--name", NAME),
         *("--variants", "onnx-fp32", "--steps", str(PROOF_STEPS), "--timing", "0", "--no-store"),
