@@ -1,15 +1,13 @@
 """Models made for the purpose: seeded, not trained, exported by the real export, kept in a folder.
 
-x is 8 wide, y too. Not being trained changes no time. A folder is of one state of the code that
-wrote it (a digest of `export/` and `service/`, and the versions of the engines), so that a change
-of the graphs is measured and no old artifact is.
+x is 8 wide, y too. Not being trained changes no time. A folder is of one state of what writes
+artifacts (a digest of `export/`, the manifest's form and the versions of the engines), so that a
+change of the graphs is measured and no old artifact is.
 """
 
 import hashlib
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,25 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from benchmarks.latency.point import Model
+from export.exporter import export
+from export.source import load_source
 from service.artifact import Artifact, find_artifacts
+from service.manifest import VariantName
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 8  # features of x and of y
-EXAMPLE_STEPS = 500
-PROOF_STEPS = 500  # the arithmetic of a step is proven elsewhere; this is about its time
-VARIANTS = ("onnx-fp32", "onnx-int8-rowwise")
+EXAMPLE_STEPS = PROOF_STEPS = 500  # here is measured what a step takes; what it gives is proven
+ISOLATION_TRIALS = 4  # elsewhere, for longer
+VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "onnx-int8-rowwise")
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU}
-SOURCES = ("export", "service")
+WRITERS = ("export/**/*.py", "service/manifest.py", "service/pipeline.py")
 ENGINES = ("torch", "onnx", "onnxruntime", "numpy")
 
 State = Tensor | tuple[Tensor, Tensor]
-
-
-class MakingError(Exception):
-    """The export of a made model failed; the message has what it said."""
 
 
 @dataclass(frozen=True)
@@ -75,49 +73,45 @@ def network(kind: str, hidden: int, layers: int) -> Network:
         return Network(kind, hidden, layers).eval()
 
 
-def make(cache: Path, size: Size, variants: Sequence[str] = VARIANTS) -> Artifact:
+def make(
+    cache: Path,
+    size: Size,
+    variants: Sequence[VariantName] = VARIANTS,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Artifact:
     """The artifact `cache/DIGEST/NAME/VERSION`, exported unless it is there with all `variants`.
 
     Raises:
-        MakingError: the export failed, and says why.
+        ExportError: a variant drifts, or cannot be written here; the message says which.
     """
     folder = cache.absolute() / digest()
     for path in find_artifacts(folder):
         artifact = Artifact.load(path)
         if path.parent.name == size.name and set(variants) <= set(artifact.manifest.variants):
             return artifact
-    shutil.rmtree(folder / size.name, ignore_errors=True)
-    return _export(folder, size, variants)
-
-
-def _export(folder: Path, size: Size, variants: Sequence[str]) -> Artifact:
-    made_of = folder / f".{size.name}"
-    made_of.mkdir(parents=True, exist_ok=True)
-    example, weights = made_of / "example.npy", made_of / "weights.safetensors"
-    x = np.random.default_rng(0).uniform(-1, 1, (EXAMPLE_STEPS, WIDTH)).astype(np.float32)
-    np.save(example, x)
-    save_file(network(size.kind, size.hidden, size.layers).state_dict(), weights)
-    init = f'{{"kind": "{size.kind}", "hidden": {size.hidden}, "layers": {size.layers}}}'
-    command = [
-        sys.executable,
-        *("-m", "export", "benchmarks.latency.made:network", "--init", init),
-        *("--weights", str(weights), "--example", str(example), "--name", size.name),
-        *("--variants", ",".join(variants), "--steps", str(PROOF_STEPS)),
-        *("--timing", "0", "--no-store", "--out", str(folder)),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    shutil.rmtree(made_of)
-    if done.returncode:
-        raise MakingError(f"the export of {size.name} failed: {done.stderr.strip()[-500:]}")
-    (path,) = (p for p in find_artifacts(folder) if p.parent.name == size.name)
-    return Artifact.load(path)
+    with tempfile.TemporaryDirectory() as scratch, threadpool_limits(1):
+        example, weights = Path(scratch) / "example.npy", Path(scratch) / "weights.safetensors"
+        x = np.random.default_rng(0).uniform(-1, 1, (EXAMPLE_STEPS, WIDTH)).astype(np.float32)
+        np.save(example, x)
+        arguments = {"kind": size.kind, "hidden": size.hidden, "layers": size.layers}
+        save_file(network(size.kind, size.hidden, size.layers).state_dict(), weights)
+        source = load_source(f"{__name__}:network", weights, example, arguments=arguments)
+        return export(
+            source,
+            size.name,
+            folder,
+            variants=variants,
+            steps=PROOF_STEPS,
+            isolation_trials=ISOLATION_TRIALS,
+            progress=progress,
+        ).artifact
 
 
 def digest() -> str:
-    """Of the code that writes artifacts, and of what runs them."""
-    found = hashlib.sha256()
-    for source in SOURCES:
-        for path in sorted((ROOT / source).rglob("*.py")):
+    """Of the code that writes artifacts, and of the versions that it writes with."""
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    for pattern in WRITERS:
+        for path in sorted(ROOT.glob(pattern)):
             found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     for package in ENGINES:
         found.update(f"{package} {version(package)}".encode())
