@@ -1,18 +1,15 @@
 """A model to be asked: one set of weights, in the forms that servers take.
 
-A one-layer nn.LSTM and a linear head, from a seed: x (T, 8) -> y (T, 8). It is not trained, as
-weights change no time; y has eight numbers, so that no two states give the same by chance.
+A one-layer nn.LSTM and a linear head (`benchmarks.stock`): x (T, 8) -> y (T, 8). It is not trained,
+as weights change no time; y has eight numbers, so that no two states give the same by chance.
 
     artifact/NAME/VERSION  for Carousel, by `python -m export`
-    stock.onnx             for the peers: one LSTM node, by torch.onnx.export, h and c as inputs and
-                           outputs, any batch, any number of steps. It is the older exporter, as the
-                           newer one writes the steps out one by one, which takes 2.5 times as long
+    stock.onnx             for the peers: one LSTM node, by torch.onnx.export (`benchmarks.stock`)
     weights.pt             for those that run torch
 """
 
 import subprocess
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +17,10 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from benchmarks import ROOT
+from benchmarks.latency.made import digest
+from benchmarks.stock import forecaster, write_stock
 
 WIDTH = 8  # features of x and of y
 HIDDEN = 128
@@ -32,28 +30,6 @@ PROOF_STEPS = 2_000
 
 Array = np.ndarray
 State = tuple[Array, Array]  # h, c: (1, B, H)
-
-
-class Forecaster(nn.Module):
-    """X (B, T, 8) -> Y (B, T, 8)."""
-
-    def __init__(self, hidden: int = HIDDEN) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(WIDTH, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, WIDTH)
-
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        y, state = self.lstm(x, state)
-        return self.head(y), state
-
-
-def forecaster(hidden: int = HIDDEN) -> Forecaster:
-    """The same weights at every call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Forecaster(hidden).eval()
 
 
 @dataclass(frozen=True)
@@ -79,33 +55,19 @@ class Network:
 def write_network(folder: Path, hidden: int) -> Network:
     """All forms of the model, under `folder`; what is there already is kept.
 
+    Unless what writes artifacts has changed since: then they are written anew.
+
     Raises:
         subprocess.CalledProcessError: the export failed; it has said why.
     """
-    network = Network(folder.absolute() / f"{NAME}-{hidden}", hidden)
+    network = Network(folder.absolute() / digest() / f"{NAME}-{hidden}", hidden)
     if not list(network.artifacts.glob("*/*/manifest.json")):
         network.folder.mkdir(parents=True, exist_ok=True)
-        module = forecaster(hidden)
+        module = forecaster(WIDTH, hidden, WIDTH)
         torch.save(module.state_dict(), network.weights)
-        _write_stock(module, network.stock)
+        write_stock(module, module.lstm, network.stock)
         _write_artifact(network)
     return network
-
-
-def _write_stock(module: Forecaster, path: Path) -> None:
-    hidden = module.lstm.hidden_size
-    x, h = torch.zeros(2, 3, WIDTH), torch.zeros(1, 2, hidden)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the older exporter, and that a batch of 1 may differ
-        torch.onnx.export(
-            module,
-            (x, (h, h.clone())),
-            str(path),
-            dynamo=False,
-            input_names=["x", "h", "c"],
-            output_names=["y", "h_n", "c_n"],
-            dynamic_axes={"x": {0: "batch", 1: "time"}, "h": {1: "batch"}, "c": {1: "batch"}},
-        )
 
 
 def _write_artifact(network: Network) -> None:
@@ -114,7 +76,7 @@ def _write_artifact(network: Network) -> None:
     save_file(torch.load(network.weights, weights_only=True), weights)
     command = [
         sys.executable,
-        *("-m", "export", "benchmarks.wire.network:forecaster"),
+        *("-m", "export", "benchmarks.stock:forecaster"),
         *("--init", f'{{"hidden": {network.hidden}}}'),
         *("--weights", str(weights), "--example", str(example), "--name", NAME),
         *("--variants", "onnx-fp32", "--steps", str(PROOF_STEPS), "--timing", "0", "--no-store"),
