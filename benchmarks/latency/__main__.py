@@ -1,170 +1,152 @@
-"""`python -m benchmarks.latency`: the latency of one step, in process, of every variant.
+"""`python -m benchmarks.latency`: what a step takes, in process and over the wire.
 
-Every variant of every artifact, and torch eager as the module was trained, take turns in one
-run: round after round, each for a slice of calls, so that a machine that slows down slows all of
-them. What counts is the ratio to torch eager of the same round; absolute times are of the day.
+In one run, in turns: every variant of models made for the purpose and of your own artifacts, torch
+eager, TorchScript, stock ONNX Runtime (float and int8), OpenVINO where it is installed, and the
+floor, at several batch and hidden sizes. Then what a change would buy on this machine, in words.
 """
 
 import argparse
-import json
+import os
+import platform
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
-import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import Progress
 
 from benchmarks.conditions import conditions
-from service.artifact import Artifact, find_artifacts
+from benchmarks.latency.grid import FULL, SHORT, Grid
+from benchmarks.latency.in_process import InProcess, Plan
+from benchmarks.latency.made import ROOT, VARIANTS
+from benchmarks.latency.part import Part
+from benchmarks.latency.point import Findings
+from benchmarks.latency.report import write_report
+from export.errors import ExportError
+from export.exporter import ALL_VARIANTS
+from service.artifact import Artifact, find_artifacts, newest_artifacts
 from service.errors import CarouselError
-from service.layout import State
-from service.runtime import Runtime
 
-Array = np.ndarray
-EAGER = "torch eager"
-PACKAGES = ("torch", "onnxruntime", "numpy")
-
-Step = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contestant at one batch size."""
-
-    model: str
-    contestant: str
-    batch: int
-    p50_us: float
-    p90_us: float
-    p99_us: float
-    steps_per_s: float  # of all rows together
-    ratio: float  # of the time to torch eager's, median over the rounds
+FOLDER = ROOT / ".latency"
+PARTS = ("in-process",)
+PACKAGES = ("onnxruntime", "torch", "numpy")
+EPILOG = (
+    "Models are exported in the first run, some ten seconds each, and kept under --cache. Nobody "
+    "else should use the cores while latencies and rates count; CPU time bears it."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    grid = _grid(arguments)
+    begun, load_before = datetime.now(UTC), os.getloadavg()
+    findings = Findings()
+    console = Console(stderr=True)
     try:
-        artifacts = [Artifact.load(path) for path in find_artifacts(arguments.artifacts)]
-    except CarouselError as error:
+        parts = _parts(arguments, grid)
+        # Not refreshed by a thread of its own, whose CPU time would be ours.
+        with Progress(console=console, auto_refresh=False) as progress:
+            work = progress.add_task("", total=sum(part.turns for part in parts))
+
+            def tell(what: str) -> None:
+                progress.update(work, description=what)
+                progress.advance(work)
+                progress.refresh()
+
+            for part in parts:
+                part.measure(findings, tell)
+    except (CarouselError, ExportError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
-    if not artifacts:
+    if not findings.points:
         print(
-            f"latency: {arguments.artifacts} holds no artifact; run `make demos`, or --artifacts",
+            f"latency: nothing to measure: {arguments.artifacts} holds no artifact, and no "
+            "--hidden; run `make demos`, or give --artifacts",
             file=sys.stderr,
         )
         return 1
-    rows: list[Row] = []
-    work = [(artifact, batch) for artifact in artifacts for batch in arguments.batch]
-    for artifact, batch in track(work, "measuring", console=Console(stderr=True)):
-        rows += measure(artifact, batch, arguments.rounds, arguments.calls, arguments.threads)
-    _show(rows)
-    if arguments.json:
-        found = conditions(
-            PACKAGES,
-            rounds=arguments.rounds,
-            calls=arguments.calls,
-            threads=arguments.threads,
-        )
-        report = {"conditions": found, "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    optional = ["openvino"] if find_spec("openvino") else []
+    found = conditions(
+        [*PACKAGES, *optional],
+        cores=os.cpu_count(),
+        system=platform.platform(),
+        begun=begun.isoformat(timespec="seconds"),
+        threads=arguments.threads,
+        rounds=grid.rounds,
+        slice_ms=grid.slice_ms,
+        load_before=", ".join(f"{load:.1f}" for load in load_before),
+    )
+    page = write_report(findings, found, arguments.out)
+    console.print(f"wrote {page}, latency.json and PNGs beside it", highlight=False)
     return 0
 
 
-def measure(artifact: Artifact, batch: int, rounds: int, calls: int, threads: int) -> list[Row]:
-    """Time one step of `batch` rows for every contestant, in turns."""
-    golden = artifact.golden()
-    rows = np.resize(golden.x[:, 0], (batch, 1, *golden.x.shape[2:]))
-    state = {n: np.repeat(v, batch, axis=0) for n, v in artifact.initial.items()}
-    contestants: dict[str, Step] = {}
-    eager = _eager(artifact, rows, state)
-    if eager:
-        contestants[EAGER] = eager
-    for variant in artifact.manifest.variants:
-        contestants[variant] = _variant(Runtime(artifact, variant, threads), rows, state)
-    times: dict[str, list[list[float]]] = {name: [] for name in contestants}
-    for step in contestants.values():
-        _slice(step, calls)  # warm-up
-    for _ in range(rounds):
-        for name, step in contestants.items():
-            times[name].append(_slice(step, calls))
-    base = times.get(EAGER, times[next(iter(times))])
-    return [
-        _row(artifact.manifest.name, name, batch, slices, base) for name, slices in times.items()
-    ]
+def _parts(arguments: argparse.Namespace, grid: Grid) -> list[Part]:
+    """
+    Raises:
+        CarouselError: an artifact cannot be read.
+    """
+    paths = newest_artifacts(find_artifacts(arguments.artifacts))
+    plan = Plan(
+        sizes=grid.made(),
+        artifacts=[Artifact.load(path) for path in paths],
+        own_cells=grid.own(),
+        variants=arguments.variants,
+        rounds=grid.rounds,
+        slice_s=grid.slice_ms / 1e3,
+        threads=arguments.threads,
+        cache=arguments.cache,
+    )
+    return [InProcess(plan)] if "in-process" in arguments.parts else []
 
 
-def _variant(runtime: Runtime, x: Array, state: State) -> Step:
-    return lambda: runtime.run(x, state)
-
-
-def _eager(artifact: Artifact, x: Array, state: State) -> Step | None:
-    """The module as the user built it, if it can be imported here and is called with a state."""
-    where, _, factory = artifact.manifest.provenance.module.rpartition(":")
-    if not artifact.manifest.provenance.call.startswith("X, (h, c)=None -> Y, (h, c)"):
-        return None
-    try:
-        module = getattr(import_module(where), factory)().eval()
-    except (ImportError, AttributeError):
-        return None
-    layers_first = len(artifact.manifest.ports.states[0].shape) == 3
-    tensors = [torch.from_numpy(state[name]) for name in ("h", "c")]
-    h, c = (t.transpose(0, 1).contiguous() if layers_first else t for t in tensors)
-    xt = torch.from_numpy(x)
-
-    def step() -> object:
-        with torch.inference_mode():
-            return module(xt, (h, c))
-
-    return step
-
-
-def _slice(step: Step, calls: int) -> list[float]:
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def _row(
-    model: str, name: str, batch: int, slices: list[list[float]], base: list[list[float]]
-) -> Row:
-    p50, p90, p99 = np.percentile(np.concatenate(slices), [50, 90, 99]) * 1e6
-    ratio = median(median(a) / median(b) for a, b in zip(slices, base, strict=True))
-    return Row(model, name, batch, p50, p90, p99, batch * 1e6 / p50, ratio)
-
-
-def _show(rows: Sequence[Row]) -> None:
-    table = Table(title="one step, in process")
-    for column in ("model", "contestant"):
-        table.add_column(column, no_wrap=True)
-    for column in ("batch", "p50 us", "p90 us", "p99 us", "steps/s", "time / eager"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        numbers = (f"{v:,.0f}" for v in (row.p50_us, row.p90_us, row.p99_us, row.steps_per_s))
-        table.add_row(row.model, row.contestant, str(row.batch), *numbers, f"{row.ratio:.2f}")
-    Console(width=100).print(table)
+def _grid(arguments: argparse.Namespace) -> Grid:
+    given = {
+        name: value
+        for name in ("hidden", "batch", "chunk", "rounds", "slice_ms")
+        if (value := getattr(arguments, name)) is not None
+    }
+    return replace(FULL if arguments.full else SHORT, **given)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency", description=__doc__, epilog=EPILOG
+    )
     add = parser.add_argument
-    add("--artifacts", type=Path, default=Path("artifacts"), help="where they are (%(default)s)")
-    add("--batch", type=int, nargs="+", default=[1, 16, 64], help="rows a call (%(default)s)")
-    add("--rounds", type=int, default=10, help="turns of each contestant (%(default)s)")
-    add("--calls", type=int, default=50, help="calls in a turn (%(default)s)")
+
+    def either(name: str) -> str:
+        short, full = (getattr(grid, name) for grid in (SHORT, FULL))
+        if isinstance(short, tuple):
+            short, full = (" ".join(map(str, sizes)) for sizes in (short, full))
+        return f"({short}; --full: {full})"
+
+    add("--full", action="store_true", help="the whole grid, some minutes")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="(%(default)s)")
+    add("--hidden", type=int, nargs="*", help=f"of made LSTMs; none: no model {either('hidden')}")
+    add("--batch", type=int, nargs="+", help=f"rows of a call {either('batch')}")
+    add("--chunk", type=int, nargs="*", help=f"steps of a chunk {either('chunk')}")
+    add("--rounds", type=int, help=f"turns of each contestant {either('rounds')}")
+    add("--slice-ms", type=float, help=f"of a turn {either('slice_ms')}")
+    add(
+        "--variants",
+        nargs="+",
+        choices=ALL_VARIANTS,
+        default=list(VARIANTS),
+        help=f"of made models {VARIANTS}",
+    )
     add("--threads", type=int, default=1, help="of each engine (%(default)s)")
-    add("--json", type=Path, help="also write the figures there")
+    add(
+        "--artifacts",
+        type=Path,
+        default=Path("artifacts"),
+        help="your own models: the newest version of each there (%(default)s)",
+    )
+    add("--cache", type=Path, default=FOLDER / "models", help="made models (%(default)s)")
+    add("--out", type=Path, default=FOLDER / "report", help="where the report goes (%(default)s)")
     return parser
 
 

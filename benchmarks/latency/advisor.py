@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from benchmarks.latency.point import IN_PROCESS, WIRE, Model, Point
+from export.reporting.words import join
 
 SERVED, ROWWISE = "onnx-fp32", "onnx-int8-rowwise"
 VARIANTS = (SERVED, ROWWISE)  # what is served by default, and what may be served instead
@@ -163,7 +164,7 @@ def _sentence(topic: str, what: str, pairs: Iterable[tuple[Point, Point]]) -> It
     kept = _some(sorted(pairs, key=lambda pair: (pair[1].steps, pair[1].rows)))
     if kept:
         effects = [_effect(before, after) for before, after in kept]
-        yield Advice(topic, f"{what}: a step {_join(effects)}.")
+        yield Advice(topic, f"{what}: a step {join(effects)}.")
 
 
 def _some(pairs: Sequence[tuple[Point, Point]]) -> list[tuple[Point, Point]]:
@@ -199,8 +200,4 @@ def _place(p: Point) -> str:
     where = f"at batch {p.rows}"
     if p.part == WIRE:
         where = f"with {p.rows} session{'s' if p.rows > 1 else ''}"
-    return where if p.steps == 1 else f"{where} in chunks of {p.steps}"
-
-
-def _join(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return where if p.steps == 1 else f"{where}, {p.steps} steps a call"

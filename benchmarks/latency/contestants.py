@@ -10,7 +10,6 @@ Rules
 - Who cannot take part is named, with the reason.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.floor import floor_calls
 from benchmarks.latency.point import Model
+from benchmarks.latency.torchscript import traced
 from benchmarks.latency.turns import Call
 from benchmarks.stock import open_stock, write_stock_graph, write_stock_int8
 from service.artifact import Artifact
@@ -103,7 +103,7 @@ class Contestants:
         stock, stock_int8 = (self._folder / f"{name}-{steps}.onnx" for name in ("fp32", "int8"))
         makers: Mapping[str, Callable[[], Opener]] = {
             EAGER: lambda: _torch(module),
-            TORCHSCRIPT: lambda: _torch(_traced(module, *given)),
+            TORCHSCRIPT: lambda: _torch(traced(module, given[0], _packed(given[1]))),
             STOCK: lambda: _stock(_written(module, *given, stock), threads),
             STOCK_INT8: lambda: _stock(_quantized(stock, stock_int8), threads),
             OPENVINO: lambda: _openvino(stock, threads),
@@ -189,14 +189,6 @@ def _torch(module: Callable[..., Any]) -> Opener:
 def _packed(state: Mapping[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
     values = tuple(state.values())
     return values if len(values) > 1 else values[0]
-
-
-def _traced(module: nn.Module, x: Tensor, state: Mapping[str, Tensor]) -> Callable[..., Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; a traced batch may be fixed
-        traced = torch.jit.trace(module, (x, _packed(state)))  # type: ignore[no-untyped-call]
-        frozen: Callable[..., Any] = torch.jit.freeze(traced)
-        return frozen
 
 
 def _written(module: nn.Module, x: Tensor, state: Mapping[str, Tensor], path: Path) -> Path:
