@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from benchmarks.peers.checks import Killed, agree, crowd, retry, share
+from benchmarks.peers.checks import Killed, crowd, retry, share
 from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.stage import Stage
 from benchmarks.peers.venvs import VenvError
+from benchmarks.wire.agreement import agree
 from benchmarks.wire.asked import Asked, Times, ask
 from benchmarks.wire.carousel import UNARY, Way
 from benchmarks.wire.link import LinkError
@@ -147,7 +148,7 @@ class Run:
                     continue
                 prefix = f"agree-{name.replace(' ', '-')}"
                 try:
-                    asyncio.run(agree(way, server.port, self._loop, prefix))
+                    asyncio.run(agree(way, server, self._loop, prefix))
                     self.findings.points += self._points(contestant, name, way, server, number)
                 except (LinkError, OSError, TimeoutError) as error:
                     self.findings.troubles[key] = str(error)

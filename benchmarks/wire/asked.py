@@ -29,7 +29,8 @@ class Latency:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    unanswered: int
+    calls: int  # of which those are
+    unanswered: int  # of those, after ten seconds
 
     @property
     def tail(self) -> float:
@@ -48,6 +49,7 @@ class Asked:
     p50_ms: float  # from when it was asked
     p90_ms: float
     p99_ms: float
+    calls: int  # of which those are
     latencies: tuple[Latency, ...] = ()  # in the order of the rates
 
 
@@ -99,10 +101,12 @@ def ask(
         p50,
         p90,
         p99,
+        len(closed.latencies_ms),
         tuple(latencies),
     )
 
 
 def _latency(figures: Figures, rate: float) -> Latency:
     p50, p90, p99 = figures.percentiles(50, 90, 99)
-    return Latency(rate, figures.cpu_us, p50, p90, p99, figures.unanswered)
+    calls = len(figures.latencies_ms) + figures.unanswered
+    return Latency(rate, figures.cpu_us, p50, p90, p99, calls, figures.unanswered)

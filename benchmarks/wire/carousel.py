@@ -50,7 +50,7 @@ def ways(model: str) -> dict[str, Way]:
 
 def start(
     folder: Path,
-    artifacts: Path,
+    models: Path,
     width: int,
     settings: Mapping[str, str],
     port: int | None = None,
@@ -59,6 +59,7 @@ def start(
 
     Args:
         folder: for its log and what it keeps; of another time: it goes on with that.
+        models: an artifact, or a directory of artifacts.
         width: numbers in a row of x of its default model.
         settings: CAROUSEL_STORE and others.
     Raises:
@@ -71,7 +72,7 @@ def start(
         [bentoml, "serve", "--host", ON_LOOPBACK, "--port", str(port)],
         ROOT,
         {
-            "CAROUSEL_ARTIFACTS": str(artifacts.resolve()),
+            "CAROUSEL_MODELS": str(models.resolve()),
             "CAROUSEL_STORE_PATH": str(folder / "sessions"),
             "CAROUSEL_GRPC_PORT": str(grpc_port),  # on, as by default
             "BENTOML_HOME": str(folder / "bentoml"),

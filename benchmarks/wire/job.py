@@ -19,13 +19,13 @@ class Job:
     path: str
     port: int
     sessions: int
-    seconds: float
+    seconds: float  # a closed loop may take longer, see `load`
     warm_s: float
     width: int  # numbers in a row of x
     prefix: str  # of the sessions' names
     pids: list[int] = field(default_factory=list)  # of the server
     rate: float | None = None  # questions a second; None: closed loop
-    connections: int = 1  # of links that many sessions share
+    connections: int = 1  # of a link that many sessions share
     together: int = 1  # sessions that ask at one time: the next time when all of them are answered
 
 
@@ -80,5 +80,5 @@ def run_load(job: Job) -> Figures:
         raise LinkError(done.stderr.strip()[-600:])
     figures = Figures(**json.loads(done.stdout))
     if not figures.steps:
-        raise LinkError(f"nothing was answered within {job.seconds} s")
+        raise LinkError(f"nothing was answered within {figures.seconds:.1f} s")
     return figures
