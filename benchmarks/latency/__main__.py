@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         [*PACKAGES, *optional],
         cores=os.cpu_count(),
         system=platform.platform(),
-        begun=begun.isoformat(timespec="seconds"),
+        begun=f"{begun:%Y-%m-%d %H:%M} UTC",
         threads=arguments.threads,
         rounds=grid.rounds,
         slice_ms=grid.slice_ms,

@@ -3,6 +3,7 @@
 Rules
 - Each sentence compares points that differ in one thing, and names their figures: microseconds of
   CPU time for one step of one row. Where nothing was measured nothing is said.
+- Models that stand in artifacts come before those made for the purpose.
 - Less than 5 % is no difference.
 - How fast, not how good: a smaller model is another model, with an error of its own.
 """
@@ -54,24 +55,25 @@ class _Measured:
             if p.part == IN_PROCESS:
                 found.setdefault((p.model, p.contestant), {})[p.rows, p.steps] = p
         self._points = found
-        self._models = sorted(models, key=lambda m: (m.kind, -m.hidden, -m.layers, m.name))
+        self._models = sorted(
+            models, key=lambda m: (m.is_made, m.kind != "lstm", -m.hidden, -m.layers, m.name)
+        )
         self._made = [m for m in self._models if m.is_made and m.kind]
 
     def sizes(self) -> Iterator[Advice]:
         for one, other in _pairs(self._made, lambda m: replace(m, name="", hidden=0)):
             what = f"{one.kind.upper()}, hidden {one.hidden} -> {other.hidden}"
-            yield from self._advice("hidden size", what + _layers(one), one, other)
+            yield from self._advice("Hidden size", what + _layers(one), one, other)
 
     def layers(self) -> Iterator[Advice]:
         for one, other in _pairs(self._made, lambda m: replace(m, name="", layers=0)):
             what = f"{one.kind.upper()} of {one.hidden}, layers {one.layers} -> {other.layers}"
-            yield from self._advice("layers", what, one, other)
+            yield from self._advice("Layers", what, one, other)
 
     def kinds(self) -> Iterator[Advice]:
-        order = sorted(self._made, key=lambda m: m.kind != "lstm")
-        for one, other in _pairs(order, lambda m: replace(m, name="", kind="")):
+        for one, other in _pairs(self._made, lambda m: replace(m, name="", kind="")):
             what = f"{other.kind.upper()} instead of {one.kind.upper()}, hidden {one.hidden}"
-            yield from self._advice("cell", what + _layers(one), one, other)
+            yield from self._advice("Cell", what + _layers(one), one, other)
 
     def int8(self) -> Iterator[Advice]:
         for model in self._models:
@@ -87,17 +89,17 @@ class _Measured:
                 for steps in sorted({steps for _, steps in found if steps > 1}):
                     places = [(r, s) for r, s in found if s == steps and (r, 1) in found]
                     pairs = [(found[rows, 1], found[rows, steps]) for rows, _ in places]
-                    what = f"{model.name} as {variant}, chunks of {steps} steps"
-                    yield from _sentence("chunks", what, pairs)
+                    what = f"{model.name} as {variant}, chunks of {steps} instead of single steps"
+                    yield from _sentence("Chunks", what, pairs)
 
     def company(self) -> Iterator[Advice]:
         for model in self._models:
             found = self._of(model, SERVED)
             crowds = [rows for rows, steps in found if steps == 1 and rows > 1]
             if (1, 1) in found and crowds:
-                what = f"{model.name} as {SERVED}, from one session to many at a time"
+                what = f"{model.name} as {SERVED}, many sessions at a time instead of one"
                 pairs = [(found[1, 1], found[rows, 1]) for rows in crowds]
-                yield from _sentence("batches", what, pairs)
+                yield from _sentence("Batches", what, pairs)
 
     def _of(self, model: Model, variant: str) -> dict[Place, Point]:
         return self._points.get((model.name, variant), {})
@@ -136,7 +138,7 @@ def _ways(points: Sequence[Point]) -> Iterator[Advice]:
         for model, store in dict.fromkeys((p.model, p.store) for _, p in pairs):
             own = [(b, p) for b, p in pairs if (p.model, p.store) == (model, store)]
             what = f"{model} over the wire, {way} instead of {own[0][0].contestant}"
-            yield from _sentence("the wire", what + (f" (store {store})" if store else ""), own)
+            yield from _sentence("The wire", what + (f" (store {store})" if store else ""), own)
 
 
 def _stores(points: Sequence[Point]) -> Iterator[Advice]:
@@ -152,7 +154,7 @@ def _stores(points: Sequence[Point]) -> Iterator[Advice]:
                 and (key := _wire_key(replace(p, store=other))) in found
             ]
             what = f"{model} over the wire, {way}, store {other} instead of {one}"
-            yield from _sentence("stores", what, pairs)
+            yield from _sentence("Stores", what, pairs)
 
 
 def _wire_key(p: Point) -> tuple[str, str, str, int, int]:
@@ -163,8 +165,9 @@ def _sentence(topic: str, what: str, pairs: Iterable[tuple[Point, Point]]) -> It
     """What the second of each pair buys next to the first, if there is any pair."""
     kept = _some(sorted(pairs, key=lambda pair: (pair[1].steps, pair[1].rows)))
     if kept:
-        effects = [_effect(before, after) for before, after in kept]
-        yield Advice(topic, f"{what}: a step {join(effects)}.")
+        mixed = len({after.steps for _, after in kept}) > 1
+        effects = [_effect(before, after, mixed) for before, after in kept]
+        yield Advice(topic, f"{what}: {join(effects)}.")
 
 
 def _some(pairs: Sequence[tuple[Point, Point]]) -> list[tuple[Point, Point]]:
@@ -178,14 +181,14 @@ def _some(pairs: Sequence[tuple[Point, Point]]) -> list[tuple[Point, Point]]:
     return kept
 
 
-def _effect(before: Point, after: Point) -> str:
+def _effect(before: Point, after: Point, mixed: bool) -> str:
     times = before.cpu_us / after.cpu_us
-    said = f"is {_factor(times)} times as fast"
+    said = f"{_factor(times)} times as fast"
     if times < 1:
-        said = f"takes {_factor(1 / times)} times as long"
+        said = f"{_factor(1 / times)} times as slow"
     if abs(times - 1) < NOTHING:
-        said = "takes as long as before"
-    return f"{said} {_place(after)} ({_us(before.cpu_us)} -> {_us(after.cpu_us)} us)"
+        said = "no difference"
+    return f"{said} {_place(after, mixed)} ({_us(before.cpu_us)} -> {_us(after.cpu_us)} us)"
 
 
 def _factor(times: float) -> str:
@@ -196,8 +199,8 @@ def _us(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def _place(p: Point) -> str:
+def _place(p: Point, mixed: bool) -> str:
     where = f"at batch {p.rows}"
     if p.part == WIRE:
         where = f"with {p.rows} session{'s' if p.rows > 1 else ''}"
-    return where if p.steps == 1 else f"{where}, {p.steps} steps a call"
+    return where if p.steps == 1 or not mixed else f"{where} in chunks of {p.steps}"

@@ -118,6 +118,8 @@ class Contestants:
     def _excused(self, name: str) -> Iterator[None]:
         try:
             yield
+        except ModuleNotFoundError as error:
+            self.absent[name] = f"{error.name} is not installed; pip install {error.name}"
         except Exception as error:  # another package's, or of the user's module: any
             self.absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -219,7 +221,7 @@ def _stock(path: Path, threads: int) -> Opener:
 
 
 def _openvino(path: Path, threads: int) -> Opener:
-    """ModuleNotFoundError where it is not installed: it is optional."""
+    """It is optional: ModuleNotFoundError where it is not installed."""
     openvino = import_module("openvino")
     hints = {
         "PERFORMANCE_HINT": "LATENCY",

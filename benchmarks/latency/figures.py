@@ -21,6 +21,7 @@ from benchmarks.latency.contestants import (
     STOCK_INT8,
     TORCHSCRIPT,
 )
+from benchmarks.latency.made import TYPICAL_HIDDEN
 from benchmarks.latency.point import IN_PROCESS, WIRE, Model, Point
 from export.reporting.figures import WIDTH_IN
 from export.reporting.svg import INK, LINE, MUTED, as_svg, quiet
@@ -69,8 +70,8 @@ LOOKS = {
     EAGER: Look("#0000a3", (5, 1.5), "x"),
     TORCHSCRIPT: Look("#0000a4", (5, 1.5), "+"),
     OPENVINO: Look("#0000a5", (6, 1.5, 1.2, 1.5), "d"),
-    FLOOR: Look(MUTED, (1, 1), "."),
-    READING: Look(MUTED, (1, 2.5), "."),
+    FLOOR: Look(MUTED, (3, 1.5), "."),
+    READING: Look(MUTED, (1, 2), "."),
 }
 
 Draw = Callable[["Palette"], Figure]
@@ -114,12 +115,22 @@ def pictures(models: Sequence[Model], points: Sequence[Point]) -> list[Picture]:
     inside = [p for p in points if p.part == IN_PROCESS]
     found = [_by_hidden(models, inside, rows) for rows in sorted({p.rows for p in inside})]
     found += [_by_chunk(model, inside) for model in models]
-    found += [_latency(model, inside) for model in models]
+    found += [_latency(model, inside) for model in [*_own(models), *_typical(models)]]
     wire = [p for p in points if p.part == WIRE]
     for model, store in dict.fromkeys((p.model, p.store) for p in wire):
         own = [p for p in wire if (p.model, p.store) == (model, store)]
         found += [_ways(model, store, own), _open_loop(model, store, own)]
     return [picture for picture in found if picture is not None]
+
+
+def _own(models: Sequence[Model]) -> list[Model]:
+    return [model for model in models if not model.is_made]
+
+
+def _typical(models: Sequence[Model]) -> list[Model]:
+    """Of made LSTMs of one layer the one that is the most like those that people have."""
+    made = [m for m in models if (m.kind, m.layers, m.is_made) == ("lstm", 1, True)]
+    return sorted(made, key=lambda m: abs(m.hidden - TYPICAL_HIDDEN))[:1]
 
 
 def _by_hidden(models: Sequence[Model], points: Sequence[Point], rows: int) -> Picture | None:

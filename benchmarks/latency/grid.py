@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.latency.in_process import Cell
-from benchmarks.latency.made import Size
+from benchmarks.latency.made import TYPICAL_HIDDEN, Size
 
-TYPICAL_HIDDEN = 128
 MOST_OWN_ROWS = 64  # of a user's model: a variant that runs row by row takes seconds for more
 
 

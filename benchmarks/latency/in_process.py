@@ -70,7 +70,7 @@ class InProcess:
                 try:
                     own = module_of(artifact)
                 except LookupError as error:
-                    findings.absent[f"peers on {model.name}"] = str(error)
+                    findings.add_absent("what else runs it", model.name, str(error))
                     own = None
                 self._contest(artifact, model, own, plan.own_cells, findings, tell)
 
@@ -96,7 +96,7 @@ class InProcess:
                 times = take_turns(contestants.calls(rows, steps), plan.rounds, plan.slice_s)
                 findings.points += points_of(model.name, rows, steps, times)
             for name, why in contestants.absent.items():
-                findings.absent[f"{name} on {model.name}"] = why
+                findings.add_absent(name, model.name, why)
 
 
 def points_of(model: str, rows: int, steps: int, times: Mapping[str, Times]) -> Iterator[Point]:

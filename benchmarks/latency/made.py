@@ -26,6 +26,7 @@ from service.manifest import VariantName
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 8  # features of x and of y
+TYPICAL_HIDDEN = 128  # of the models that people serve; of its size are the GRU and the stack
 EXAMPLE_STEPS = PROOF_STEPS = 500  # here is measured what a step takes; what it gives is proven
 ISOLATION_TRIALS = 4  # elsewhere, for longer
 VARIANTS: tuple[VariantName, ...] = ("onnx-fp32", "onnx-int8-rowwise")

@@ -94,12 +94,12 @@ def headline(points: Sequence[Point]) -> str:
     )
     for peer in (STOCK, EAGER):
         ratios = [
-            f"{p.cpu_us / other.cpu_us:.2f} of it at batch {rows}"
+            f"{_quotient(p, other):.2f} of it at batch {rows}"
             for (who, rows), p in sorted(beside.items(), key=lambda item: item[0][1])
             if who == SERVED and (other := beside.get((peer, rows))) is not None
         ]
         if ratios:
-            text += f" Next to {peer}'s CPU time it takes {join(ratios)}."
+            text += f" Next to the CPU time of {peer}: {join(ratios)}."
     return text
 
 
@@ -112,12 +112,12 @@ def grids(points: Sequence[Point]) -> list[Grid]:
         of = {
             (p.model, p.rows, p.contestant): p
             for p in points
-            if p.part == IN_PROCESS and p.steps == 1 and p.ratio is not None
+            if p.part == IN_PROCESS and p.steps == 1
         }
         for (model, rows, who), p in of.items():
             other = of.get((model, rows, theirs))
             if who == ours and other is not None:
-                ratios.setdefault(model, {})[rows] = (p.ratio or 0.0) / (other.ratio or 1.0)
+                ratios.setdefault(model, {})[rows] = _quotient(p, other)
         batches = sorted({rows for row in ratios.values() for rows in row})
         if ratios:
             columns = [Cell("model"), *(Cell(f"batch {rows}", "n") for rows in batches)]
@@ -127,6 +127,13 @@ def grids(points: Sequence[Point]) -> list[Grid]:
             ]
             found.append(Grid(f"{ours} / {theirs}", columns, body))
     return found
+
+
+def _quotient(p: Point, other: Point) -> float:
+    """Of their CPU times; by way of their cell's baseline, if any: so rounds count, not medians."""
+    if p.ratio is None or not other.ratio:
+        return p.cpu_us / other.cpu_us
+    return p.ratio / other.ratio
 
 
 def _ratio(value: float | None, theirs: str) -> Cell:

@@ -53,3 +53,12 @@ class Findings:
     models: list[Model] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)  # who could not take part -> why
+
+    def add_absent(self, who: str, model: str, why: str) -> None:
+        """One entry for all models from which `who` is absent for this reason."""
+        for key, known in self.absent.items():
+            if known == why and key.startswith(f"{who}: "):
+                del self.absent[key]
+                self.absent[f"{key}, {model}"] = why
+                return
+        self.absent[f"{who}: {model}"] = why
