@@ -46,6 +46,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 def main() -> int:
     job = Job(**json.load(sys.stdin))
+    gc.disable()
     loop = asyncio.SelectorEventLoop(FineSelector())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection each
@@ -124,8 +125,6 @@ class Load:
     async def _measure(self) -> Figures:
         job = self._job
         await self._begin()
-        gc.collect()
-        gc.disable()
         ticker = None
         if job.rate is None:
             self._when_answered = self._answered_closed
