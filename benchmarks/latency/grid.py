@@ -22,9 +22,9 @@ class Grid:
     chunk: Sequence[int]  # steps
     rounds: int
     slice_ms: float  # of a contestant, in each round
-    sessions: Sequence[int]  # that ask over the wire
-    wire_rounds: int
-    wire_seconds: float  # of each loop
+    sessions: Sequence[int] = (1, 16, 256)  # that ask over the wire
+    wire_rounds: int = 1
+    wire_seconds: float = 0.4  # of each loop
 
     @property
     def typical(self) -> int | None:
@@ -51,16 +51,7 @@ class Grid:
         return [*cells, (1, min(self.chunk))] if self.chunk else cells
 
 
-SHORT = Grid(
-    (64, 128, 256),
-    (1, 64),
-    (16,),
-    rounds=7,
-    slice_ms=5,
-    sessions=(1, 16, 256),
-    wire_rounds=1,
-    wire_seconds=0.4,
-)
+SHORT = Grid((64, 128, 256), (1, 64), (16,), rounds=7, slice_ms=5)
 FULL = Grid(
     (32, 64, 128, 256, 512),
     (1, 16, 64, 256, 1024),

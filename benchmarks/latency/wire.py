@@ -91,9 +91,8 @@ class Wire:
                 findings.models.append(model)
             x = artifact.manifest.ports.x
             if len(x.shape) != 3 or not x.dtype.startswith("float"):
-                findings.absent[f"{model.name} over the wire"] = (
-                    f"x is {x.dtype} {x.shape}, here rows of numbers are sent"
-                )
+                why = f"x is {x.dtype} {x.shape}, here rows of numbers are sent"
+                findings.add_absent("over the wire", model.name, why)
                 continue
             for number in range(plan.rounds):
                 first = number % len(plan.stores)
@@ -119,7 +118,7 @@ class Wire:
                     Path(folder), artifact.path, loop.width, {"CAROUSEL_STORE": store}
                 )
             except ServerError as error:
-                findings.absent[f"{model.name}, store {store}, over the wire"] = str(error)
+                findings.add_absent(f"store {store}, over the wire", model.name, str(error))
                 return
             try:
                 for name, way in carousel.ways(model.name).items():
@@ -143,7 +142,7 @@ class Wire:
                             key = (model.name, name, sessions, store)
                             cells.setdefault(key, Cell(*key)).asked[number] = asked
                     except TROUBLES as error:
-                        findings.absent[f"{name} to {model.name}, store {store}"] = str(error)
+                        findings.add_absent(f"{name}, store {store}", model.name, str(error))
             finally:
                 server.stop()
 

@@ -87,6 +87,6 @@ def test_who_cannot_be_asked_is_absent_with_the_reason(
     Wire(plan_of(tokens, tmp_path)).measure(findings, lambda what: None)
     assert findings.points == []
     assert findings.absent == {
-        "lstm, store memory, over the wire": "it did not start: no room\nend of its log",
-        "text over the wire": "x is int64 ['B', 'T'], here rows of numbers are sent",
+        "store memory, over the wire: lstm": "it did not start: no room\nend of its log",
+        "over the wire: text": "x is int64 ['B', 'T'], here rows of numbers are sent",
     }
