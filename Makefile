@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.
 serve: export CAROUSEL_DEFAULT_MODEL ?= sine-cell
 
-.PHONY: serve demos test chaos check protos packages bench clean
+.PHONY: serve demos test chaos check protos packages bench bench-peers clean
 
 serve: demos
 	exec $(BIN)/bentoml serve
@@ -50,6 +50,10 @@ bench: demos
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.int8
 	$(BIN)/python -m benchmarks.sessions --sessions 100000
+
+# Carousel beside what a user would pick instead; installs them under .peers (2.5 GB).
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.peers --json .peers/peers.json --plot .peers/peers.png
 
 # Debian packages are installed where that is allowed; elsewhere the tests that need them skip.
 packages:

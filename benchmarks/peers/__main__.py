@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds=plan.times.closed_s,
         open_seconds=plan.times.open_s,
         load_before=load_before,
+        load_after=os.getloadavg(),
     )
     rows = summarise(findings.points, arguments.baseline)
     Console(width=118).print(found)

@@ -90,7 +90,7 @@ def _losses(findings: Findings) -> Table:
 def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     table = Table(title=f"what was aimed at for `{CAROUSEL}`, and what was measured")
     table.add_column("asked by", no_wrap=True)
-    table.add_column("sessions", justify="right")
+    table.add_column("sessions", justify="right", no_wrap=True)
     table.add_column("what", no_wrap=True)
     for title in ("aim", "measured", "rounds"):
         table.add_column(title, justify="right", no_wrap=True)

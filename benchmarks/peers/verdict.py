@@ -108,7 +108,7 @@ def _workers(points: Sequence[Point]) -> Iterator[Verdict]:
 
 
 def _cpu_to(other: str) -> str:
-    return f"CPU of a step / {other}, unary"
+    return f"CPU / {other}'s unary"
 
 
 def _judged(

@@ -170,11 +170,11 @@ def test_a_verdict_is_the_median_of_the_rounds_against_its_target() -> None:
         *(point(CAROUSEL, NDJSON, 64, number, 6.0) for number in range(3)),
     ]
     found = {(one.way, one.what): one for one in judge(points)}
-    unary = found[UNARY, "CPU of a step / fastapi, unary"]
+    unary = found[UNARY, "CPU / fastapi's unary"]
     assert (unary.median, unary.smallest, unary.greatest) == (1.25, 0.9, 1.6)
     assert str(unary) == "met"
-    assert str(found[UNARY, f"CPU of a step / {NAIVE}, unary"]) == "missed by 25%"
-    assert str(found[NDJSON, "CPU of a step / fastapi, unary"]) == "missed by 20%"
+    assert str(found[UNARY, f"CPU / {NAIVE}'s unary"]) == "missed by 25%"
+    assert str(found[NDJSON, "CPU / fastapi's unary"]) == "missed by 20%"
     assert str(found[UNARY, "p99 / p50 at half load"]) == "missed by 50%"
     assert len(found) == 4
 
