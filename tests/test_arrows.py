@@ -46,6 +46,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"store.record_bytes"},
     {"store.table"},
     {"store", "batcher"},
+    {"store.record_table"},
     {"store.memory", "store.counted", "forecast", "sweeper"},
     {"store.disk"},
     {"store.disk.layout"},

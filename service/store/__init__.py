@@ -51,8 +51,8 @@ class Store(Protocol):
     """
 
     @property
-    def table(self) -> Table | None:
-        """Its live sessions as rows of arrays, where it can."""
+    def table(self) -> Table:
+        """Its live sessions as rows of arrays."""
         ...
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
