@@ -110,6 +110,13 @@ class Batcher(Generic[J]):
     def is_full_for(self, tenant: Hashable) -> bool:
         return self._count >= self._max_queue or self._counts[tenant] >= self._max_per_tenant
 
+    def has_room_for(self, tenant: Hashable, jobs: int) -> bool:
+        """Whether so many more are taken; of more than are ever taken, once nothing waits."""
+        held, count = self._counts[tenant], self._count
+        return (count == 0 or count + jobs <= self._max_queue) and (
+            held == 0 or held + jobs <= self._max_per_tenant
+        )
+
     @property
     def is_empty(self) -> bool:
         return self._count == 0
@@ -123,6 +130,27 @@ class Batcher(Generic[J]):
     def has_waiting(self) -> bool:
         """Whether `take` would give rows."""
         return bool(self._lanes)
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether any session has a job that waits or runs."""
+        return bool(self._queues)
+
+    def is_busy(self, key: Hashable) -> bool:
+        """Whether the session has a job that waits or runs."""
+        return key in self._queues
+
+    def hold(self, tenant: Hashable, jobs: int) -> None:
+        """Count so many jobs as waiting that are not here: they wait elsewhere."""
+        self._count += jobs
+        self._counts[tenant] += jobs
+
+    def let_go(self, tenant: Hashable, jobs: int) -> None:
+        """They are done with, or are added now."""
+        self._count -= jobs
+        self._counts[tenant] -= jobs
+        if not self._counts[tenant]:
+            del self._counts[tenant]
 
     def last_of(self, key: Hashable) -> J | None:
         """The session's latest job that has not finished."""
@@ -173,7 +201,7 @@ class Batcher(Generic[J]):
         queue = self._queues[job.key]
         if finished:
             queue.popleft()
-            self._forget(job)
+            self.let_go(job.tenant, 1)
         self._next_in(job.key)
 
     def park(self, job: J) -> None:
@@ -200,7 +228,7 @@ class Batcher(Generic[J]):
         elif is_first:
             self._leave_lane(job)
         queue.remove(job)
-        self._forget(job)
+        self.let_go(job.tenant, 1)
         if is_first:
             self._next_in(job.key)
         return True
@@ -222,12 +250,6 @@ class Batcher(Generic[J]):
                 f"{self._max_per_tenant} of one tenant"
             )
         return CapacityError(f"{message}; retry in {wait_s} s", limit=limit, retry_after_s=wait_s)
-
-    def _forget(self, job: J) -> None:
-        self._count -= 1
-        self._counts[job.tenant] -= 1
-        if not self._counts[job.tenant]:
-            del self._counts[job.tenant]
 
     def _next_in(self, key: Hashable) -> None:
         queue = self._queues[key]

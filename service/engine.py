@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from service.batcher import Batcher, Row
+from service.blocks import Block, Blocks
 from service.catalog import Catalog
 from service.errors import (
     CapacityError,
@@ -50,7 +51,7 @@ from service.job import Answer, Job, Request
 from service.logs import about
 from service.metrics import PUBLISH_PERIOD_S, Metrics, forget_dead_workers, unread_metrics
 from service.model import Model
-from service.observer import Observer, named
+from service.observer import Observer, Work, named
 from service.pace import Pace
 from service.promotion import Promoted, Promotions, promote
 from service.session import (
@@ -72,8 +73,6 @@ from service.sweeper import sweep_forever
 from service.tracing import Tracing
 
 Array = np.ndarray
-Work = Job | Forecast
-
 INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # Loop turns between the first request and its batch: one reads the sockets, one runs the handlers
 # that were woken. Bursts of 64 requests over 64 connections met in batches of 52 rows with none
@@ -116,6 +115,7 @@ class Engine:
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
         self.max_queue = max_queue
+        self.max_batch = max_batch
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps
@@ -132,13 +132,26 @@ class Engine:
             max_per_tenant=max_queue_per_tenant,
             retry_after_s=self._pace.retry_after_s,
         )
+        self._blocks: Blocks | None = None
+        self._pool = ThreadPoolExecutor(1, "carousel-run")
+        if store.table is not None and not self._observer.tells_each:
+            self._blocks = Blocks(
+                store.table,
+                catalog,
+                self.promotions,
+                self._observer,
+                max_batch,
+                self._pool,
+                INLINE_S,
+                self._batcher,
+                self._take_up,
+            )
         self._under_way = UnderWay(
             max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
         self._asides: set[asyncio.Task[None]] = set()  # of jobs that wait for their models
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
-        self._pool = ThreadPoolExecutor(1, "carousel-run")
         self._tasks: list[asyncio.Task[None]] = []
         self._on_drain: set[Callable[[], object]] = set()
         self.is_draining = False
@@ -157,6 +170,8 @@ class Engine:
         arrived_s = self._observer.clock()
         try:
             self.refuse_if_draining()
+            if self._blocks is not None and self._blocks.has_any:
+                await self._blocks.passed(request.key)
             job = await self._read(request)
             self._batcher.add(job)
         except CarouselError as error:
@@ -165,6 +180,67 @@ class Engine:
         self._observer.accept(job, arrived_s)
         self._work.set()
         return job
+
+    def seat_of(self, key: SessionKey) -> tuple[int, Model] | None:
+        """Where a session that lives stands among those that may advance as rows of a `Block`.
+
+        None: it may not: there is none, its model is not loaded or takes one row at a time, or
+        requests are run, or told of, one by one here.
+        """
+        return None if self._blocks is None else self._blocks.seat_of(key)
+
+    @property
+    def seats_generation(self) -> int:
+        """Seats of another mean nothing."""
+        return 0 if self._blocks is None else self._blocks.table.generation
+
+    def offer(self, block: Block) -> None:
+        """Accept the requests of a block; its receiver is told what becomes of each.
+
+        Raises:
+            DrainingError: the server is shutting down.
+        """
+        self.refuse_if_draining()
+        if self._blocks is None:
+            raise RuntimeError("this engine gave no seats")
+        self._blocks.add(block)
+        self._work.set()
+
+    def _take_up(self, block: Block, row: int) -> None:
+        """Let a row of a block go on as a job."""
+        request = block.request(row)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        try:
+            job = Job(request, block.model, self._max_steps, future)
+            self._batcher.add(job)
+        except ClientError as error:
+            if len(self.catalog.versions_of(block.model.name)) > 1:  # its session may have moved
+                task = asyncio.get_running_loop().create_task(self._read_anew(block, row))
+                self._asides.add(task)
+                task.add_done_callback(self._asides.discard)
+            else:
+                self._turn_away(block, row, request, error)
+        except CarouselError as error:
+            self._turn_away(block, row, request, error)
+        else:
+            self._observer.accept(job, block.arrived_s)
+            block.receiver.left(block, row, job)
+
+    async def _read_anew(self, block: Block, row: int) -> None:
+        request = block.request(row)
+        try:
+            job = await self._read(request)
+            self._batcher.add(job)
+        except CarouselError as error:
+            self._turn_away(block, row, request, error)
+            return
+        self._observer.accept(job, block.arrived_s)
+        block.receiver.left(block, row, job)
+        self._work.set()
+
+    def _turn_away(self, block: Block, row: int, request: Request, error: CarouselError) -> None:
+        self._observer.turn_away(request, error, block.arrived_s)
+        block.receiver.refused(block, row, error)
 
     def refuse_if_draining(self) -> None:
         """DrainingError if nothing new is accepted any more."""
@@ -229,9 +305,9 @@ class Engine:
             self._work.set()
         return lines
 
-    async def wait_for_room(self, tenant: str) -> None:
-        """Return once the queue takes another request of `tenant`."""
-        while self._batcher.is_full_for(tenant):
+    async def wait_for_room(self, tenant: str, jobs: int = 1) -> None:
+        """Return once the queue takes so many more requests of `tenant`, or is empty."""
+        while not self._batcher.has_room_for(tenant, jobs):
             self._room.clear()
             await self._room.wait()
 
@@ -330,6 +406,8 @@ class Engine:
 
     async def settle(self, key: SessionKey) -> None:
         """Return once what the session has waiting here now is done."""
+        if self._blocks is not None and self._blocks.has_any:
+            await self._blocks.passed(key)
         last = self._batcher.last_of(key)
         if last is not None:
             await asyncio.wait([last.future])
@@ -376,9 +454,22 @@ class Engine:
             await self._work.wait()
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
-            await self.step()
-            if not self._batcher.has_waiting:
+            if self._blocks is not None and self._blocks.has_waiting:
+                await self._run_blocks(self._blocks)
+            if self._batcher.has_waiting:
+                await self.step()
+            if not (self._batcher.has_waiting or (self._blocks and self._blocks.has_waiting)):
                 self._work.clear()
+
+    async def _run_blocks(self, blocks: Blocks) -> None:
+        clock = asyncio.get_running_loop().time
+        since = self._busy_since or clock()
+        rows = await blocks.run()
+        self._finished += rows
+        self._room.set()
+        now = clock()
+        self._pace.note(rows, now - since)
+        self._busy_since = None if self._batcher.is_empty else now
 
     # One step -----------------------------------------------------------------------------------
 

@@ -26,9 +26,9 @@ class StateLayout:
         # safetensors orders tensors by alignment, then by name (its spec leaves it open; its
         # own writer does so): int64 before float32.
         self.ports = sorted(states, key=lambda s: (-np.dtype(s.dtype).itemsize, s.name))
-        self._header = self._make_header()
-        self._row = np.dtype(
-            [("header", f"V{len(self._header)}")]
+        self.header = self._make_header()
+        self.row = np.dtype(  # one session's blob
+            [("header", f"V{len(self.header)}")]
             + [(s.name, np.dtype(s.dtype).newbyteorder("<"), self._shape(s)) for s in self.ports]
         )
 
@@ -54,7 +54,7 @@ class StateLayout:
     @property
     def size(self) -> int:
         """Bytes of one session's blob."""
-        return self._row.itemsize
+        return self.row.itemsize
 
     def zeros(self) -> State:
         """One row of zeros: name -> (1, ...)."""
@@ -62,17 +62,21 @@ class StateLayout:
 
     def pack(self, state: State) -> list[bytes]:
         """name -> (B, ...) arrays -> B blobs, each a valid safetensors file."""
+        raw = self.pack_rows(state).tobytes()
+        return [raw[i : i + self.size] for i in range(0, len(raw), self.size)]
+
+    def pack_rows(self, state: State) -> Array:
+        """name -> (B, ...) arrays -> (B,) blobs, as one array of `row`."""
         batch = len(next(iter(state.values())))
-        rows = np.empty(batch, self._row)
-        rows["header"] = np.frombuffer(self._header, self._row["header"])[0]
+        rows = np.empty(batch, self.row)
+        rows["header"] = np.frombuffer(self.header, self.row["header"])[0]
         for port in self.ports:
             rows[port.name] = state[port.name]
-        raw = rows.tobytes()
-        return [raw[i : i + self.size] for i in range(0, len(raw), self.size)]
+        return rows
 
     def join(self, values: Mapping[str, bytes]) -> bytes:
         """One session's blob from the raw little-endian values of each state."""
-        return b"".join([self._header, *(values[port.name] for port in self.ports)])
+        return b"".join([self.header, *(values[port.name] for port in self.ports)])
 
     def unpack(self, blobs: Sequence[bytes]) -> State:
         """B blobs -> name -> (B, ...) arrays, fresh and contiguous.
@@ -81,10 +85,13 @@ class StateLayout:
             ArtifactError: a blob is not of this layout. Its session belongs to another model.
         """
         for blob in blobs:
-            if len(blob) != self.size or not blob.startswith(self._header):
+            if len(blob) != self.size or not blob.startswith(self.header):
                 raise ArtifactError(
                     f"a stored state of {len(blob)} bytes does not fit this model's state ports, "
                     f"expected {self.size} bytes; drop the session"
                 )
-        rows = np.frombuffer(b"".join(blobs), self._row)
+        return self.unpack_rows(np.frombuffer(b"".join(blobs), self.row))
+
+    def unpack_rows(self, rows: Array) -> State:
+        """(B,) blobs of `row`, whose headers are right -> name -> (B, ...), fresh, contiguous."""
         return {s.name: np.ascontiguousarray(rows[s.name].astype(s.dtype)) for s in self.ports}

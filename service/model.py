@@ -135,6 +135,10 @@ class Model:
         refuse_not_finite(encoded, f" in {shape.dtype}: {_extreme(x)} is too large")
         return np.ascontiguousarray(encoded)
 
+    def encode_many(self, x: Array) -> Array:
+        """`encode` of N requests of equally many steps: (N, T, ...) -> the same; raises as it."""
+        return self.encode(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], *self.row_shape.tail)
+
     def _refuse_unknown_ids(self, x: Array) -> None:
         ids = self.artifact.manifest.ports.x.ids
         if ids is not None and not 0 <= int(x.min()) <= int(x.max()) < ids:
@@ -166,6 +170,19 @@ class Model:
         y, after = self.runtime.run(x, layout.unpack(states), lengths)
         finite = _finite_rows(y, after)
         return [y[b, :n] for b, n in enumerate(lengths)], layout.pack(after), finite
+
+    def run_many(self, x: Array, state: State) -> tuple[Array, State, Array]:
+        """Advance B sessions by equally many steps.
+
+        Args:
+            x: (B, T, ...) as `encode_many` makes it.
+            state: name -> (B, ...).
+        Returns:
+            y (B, T, ...) in the model's units, the new state, and (B,) bool: whether all of a row's
+            y and state is finite.
+        """
+        y, after = self.runtime.run(x, state)
+        return y, after, np.array(_finite_rows(y, after))
 
 
 def _pad(chunks: Sequence[Array]) -> tuple[Array, Array]:

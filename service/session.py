@@ -51,7 +51,7 @@ from service.errors import (
 Array = np.ndarray
 
 CONTROL = "~carousel"  # a tenant that no API key has: records that servers keep for themselves
-_DIGEST_BYTES = 16  # 128 bits: two requests of one session never collide by chance
+DIGEST_BYTES = 16  # 128 bits: two requests of one session never collide by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,12 +361,22 @@ def copy_of(record: Record, birth: int, version: str | None = None) -> Record:
 
 def digest_of(x: Array) -> bytes:
     """What makes two requests the same: their rows (T, ...) in the model's units."""
-    return hashlib.blake2b(x.tobytes(), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(x.tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def digests_of(x: Array) -> Array:
+    """`digest_of` of each of N requests' rows (N, T, ...): (N,) of 16 bytes each."""
+    raw, size = x.tobytes(), x[0].nbytes
+    ends = range(size, len(raw) + 1, size)
+    made = [
+        hashlib.blake2b(raw[end - size : end], digest_size=DIGEST_BYTES).digest() for end in ends
+    ]
+    return np.frombuffer(b"".join(made), f"V{DIGEST_BYTES}")
 
 
 def digest_of_key(key: str | None) -> bytes:
     """What is kept of an idempotency key, whatever its length; empty: there is none."""
-    return b"" if key is None else hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest()
+    return b"" if key is None else hashlib.blake2b(key.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def _little_endian(array: Array) -> bytes:

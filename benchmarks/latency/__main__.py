@@ -2,7 +2,9 @@
 
 In one run, in turns: every variant of models made for the purpose and of your own artifacts, torch
 eager, TorchScript, stock ONNX Runtime (float and int8), OpenVINO where it is installed, and the
-floor, at several batch and hidden sizes. Then what a change would buy on this machine, in words.
+floor, at several batch and hidden sizes. Then a real `bentoml serve` of the LSTM nearest to hidden
+128 (where none is made, and with --full, of your own artifacts too), asked over HTTP, WebSocket
+and gRPC. Then what a change would buy on this machine, in words.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,19 +21,23 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.conditions import conditions
+from benchmarks.latency import wire
 from benchmarks.latency.grid import FULL, SHORT, Grid
 from benchmarks.latency.in_process import InProcess, Plan
-from benchmarks.latency.made import ROOT, VARIANTS
+from benchmarks.latency.made import ROOT, VARIANTS, Size
 from benchmarks.latency.part import Part
 from benchmarks.latency.point import Findings
 from benchmarks.latency.report import write_report
+from benchmarks.latency.wire import Wire
+from benchmarks.wire.asked import Times
 from export.errors import ExportError
 from export.exporter import ALL_VARIANTS
 from service.artifact import Artifact, find_artifacts, newest_artifacts
 from service.errors import CarouselError
 
 FOLDER = ROOT / ".latency"
-PARTS = ("in-process",)
+WAYS_HELP = f"{wire.WAYS} (all but v2 and v2 binary, which tritonclient speaks)"
+PARTS = ("in-process", "wire")
 PACKAGES = ("onnxruntime", "torch", "numpy")
 EPILOG = (
     "Models are exported in the first run, some ten seconds each, and kept under --cache. Nobody "
@@ -100,13 +106,33 @@ def _parts(arguments: argparse.Namespace, grid: Grid) -> list[Part]:
         threads=arguments.threads,
         cache=arguments.cache,
     )
-    return [InProcess(plan)] if "in-process" in arguments.parts else []
+    parts: dict[str, Part] = {
+        "in-process": InProcess(plan),
+        "wire": Wire(_wire_plan(arguments, grid, plan)),
+    }
+    return [part for name, part in parts.items() if name in arguments.parts]
+
+
+def _wire_plan(arguments: argparse.Namespace, grid: Grid, plan: Plan) -> wire.Plan:
+    seconds = grid.wire_seconds
+    return wire.Plan(
+        sizes=[] if grid.typical is None else [Size("lstm", grid.typical)],
+        artifacts=plan.artifacts if arguments.full or grid.typical is None else [],
+        ways=arguments.ways,
+        sessions=grid.sessions,
+        stores=arguments.stores,
+        shares=arguments.share,
+        rates=arguments.rate,
+        rounds=grid.wire_rounds,
+        times=Times(warm_s=0.2, closed_s=seconds, open_s=seconds),
+        cache=plan.cache,
+    )
 
 
 def _grid(arguments: argparse.Namespace) -> Grid:
     given = {
         name: value
-        for name in ("hidden", "batch", "chunk", "rounds", "slice_ms")
+        for name in (field.name for field in fields(Grid))
         if (value := getattr(arguments, name)) is not None
     }
     return replace(FULL if arguments.full else SHORT, **given)
@@ -138,6 +164,32 @@ def _parser() -> argparse.ArgumentParser:
         default=list(VARIANTS),
         help=f"of made models {VARIANTS}",
     )
+    add("--sessions", type=int, nargs="+", help=f"that ask over the wire {either('sessions')}")
+    add(
+        "--ways",
+        nargs="+",
+        choices=wire.WAYS,
+        default=wire.USUAL_WAYS,
+        metavar="WAY",
+        help=f"to ask over the wire: {WAYS_HELP}",
+    )
+    add(
+        "--stores",
+        nargs="+",
+        choices=wire.STORES,
+        default=wire.STORES,
+        help="that keep the sessions (%(default)s)",
+    )
+    add(
+        "--share",
+        type=float,
+        nargs="*",
+        default=[wire.HALF],
+        help="of the rate that a way reached: an open loop at each (%(default)s)",
+    )
+    add("--rate", type=float, nargs="*", default=[], help="steps a second: an open loop at each")
+    add("--wire-rounds", type=int, help=f"servers of each store {either('wire_rounds')}")
+    add("--wire-seconds", type=float, help=f"of each loop {either('wire_seconds')}")
     add("--threads", type=int, default=1, help="of each engine (%(default)s)")
     add(
         "--artifacts",

@@ -1,4 +1,4 @@
-"""Which models and cells are measured in process: the whole grid, or few for `make bench`.
+"""Which models and cells are measured: the whole grid, or few for `make bench`.
 
 LSTMs of each hidden size, at each batch size. The one nearest to 128 also in chunks, and beside it
 a GRU of its size and an LSTM of two layers: what the advisor compares.
@@ -22,11 +22,20 @@ class Grid:
     chunk: Sequence[int]  # steps
     rounds: int
     slice_ms: float  # of a contestant, in each round
+    sessions: Sequence[int] = (1, 16, 256)  # that ask over the wire
+    wire_rounds: int = 1
+    wire_seconds: float = 0.4  # of each loop
+
+    @property
+    def typical(self) -> int | None:
+        """The hidden size of the model that is looked at more closely."""
+        if not self.hidden:
+            return None
+        return min(self.hidden, key=lambda hidden: abs(hidden - TYPICAL_HIDDEN))
 
     def made(self) -> dict[Size, list[Cell]]:
-        if not self.hidden:
+        if (typical := self.typical) is None:
             return {}
-        typical = min(self.hidden, key=lambda hidden: abs(hidden - TYPICAL_HIDDEN))
         steps = [(rows, 1) for rows in self.batch]
         few = [cell for cell in steps if cell[0] <= MOST_OWN_ROWS]
         chunks = [(rows, steps) for rows, _ in few for steps in self.chunk]
@@ -43,4 +52,13 @@ class Grid:
 
 
 SHORT = Grid((64, 128, 256), (1, 64), (16,), rounds=7, slice_ms=5)
-FULL = Grid((32, 64, 128, 256, 512), (1, 16, 64, 256, 1024), (16, 128), rounds=15, slice_ms=10)
+FULL = Grid(
+    (32, 64, 128, 256, 512),
+    (1, 16, 64, 256, 1024),
+    (16, 128),
+    rounds=15,
+    slice_ms=10,
+    sessions=(1, 16, 64, 256, 1024),
+    wire_rounds=3,
+    wire_seconds=1.0,
+)

@@ -42,14 +42,16 @@ def _table(points: Sequence[Point], title: str) -> Table:
     table.add_column("model", no_wrap=True)
     if over_wire:
         table.add_column("store", no_wrap=True)
-    for column in ("sessions" if over_wire else "rows", "steps"):
+        table.add_column("asked by", no_wrap=True)
+    for column in ("sessions", "at") if over_wire else ("rows", "steps"):
         table.add_column(column, justify="right")
-    table.add_column("asked by" if over_wire else "contestant", no_wrap=True)
+    if not over_wire:
+        table.add_column("contestant", no_wrap=True)
     for column in ("p50 us", "p90 us", "p99 us", "steps/s", "CPU us", "ratio"):
         table.add_column(column, justify="right")
     last = None
     for p in points:
-        cell = p.model, p.store, p.rows, p.steps
+        cell = (p.model, p.store, p.contestant) if over_wire else (p.model, p.rows, p.steps)
         if last not in (None, cell):
             table.add_section()
         last = cell
@@ -58,13 +60,13 @@ def _table(points: Sequence[Point], title: str) -> Table:
 
 
 def _row(p: Point, over_wire: bool) -> list[str]:
-    rate = "" if p.asked_per_s is None else f" at {p.asked_per_s:,.0f}/s"
+    if over_wire:  # a step a request; without a rate a closed loop
+        rate = "" if p.asked_per_s is None else f"{p.asked_per_s:,.0f}/s"
+        place = [p.model, p.store, p.contestant, f"{p.rows:,}", rate]
+    else:
+        place = [p.model, f"{p.rows:,}", f"{p.steps:,}", p.contestant]
     return [
-        p.model,
-        *([p.store] if over_wire else []),
-        f"{p.rows:,}",
-        f"{p.steps:,}",
-        p.contestant + rate,
+        *place,
         *(figure(value) for value in (p.p50_us, p.p90_us, p.p99_us)),
         f"{p.steps_per_s:,.0f}",
         figure(p.cpu_us),

@@ -19,6 +19,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from service.session import Record, SessionKey
+from service.store.table import Table
 
 
 class Outcome(Enum):
@@ -48,6 +49,11 @@ class Store(Protocol):
         StoreUnavailableError: the store cannot be reached. Try again later.
         StoreFullError: it has no space left, as on a full disk.
     """
+
+    @property
+    def table(self) -> Table | None:
+        """Its live sessions as rows of arrays, where it can."""
+        ...
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
         """The live record of each key, None where there is none."""

@@ -23,6 +23,8 @@ class _Held:
 class MemoryStore:
     """As `Store` says."""
 
+    table = None
+
     def __init__(
         self,
         max_sessions: int,

@@ -78,6 +78,8 @@ class _Count:
 class RedisStore:
     """As `Store` says."""
 
+    table = None
+
     def __init__(self, link: Link, max_sessions: int, idle_timeout_s: float) -> None:
         self._link = link
         self._max_sessions = max_sessions
