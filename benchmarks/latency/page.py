@@ -58,7 +58,7 @@ def as_page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    named = {name for picture in drawn for name in picture.contestants}
+    inside, wire = ([p for p in drawn if p.is_wire is is_wire] for is_wire in (False, True))
     topics: dict[str, list[str]] = {}
     for one in advice:
         topics.setdefault(one.topic, []).append(one.text)
@@ -70,14 +70,21 @@ def as_page(
         date=conditions["begun"],
         targets=found,
         advice=topics,
-        legend=[Entry(name, look) for name, look in LOOKS.items() if name in named],
-        pictures=[(p.title, Markup(p.svg()), p.caption) for p in drawn if not p.is_wire],
-        wire=[(p.title, Markup(p.svg()), p.caption) for p in drawn if p.is_wire],
+        pictures=_section(inside),
+        wire=_section(wire),
         grids=grids(findings.points),
         points=[(title, _columns(part), rows) for title, part, rows in _parts(findings.points)],
         absent=findings.absent,
         conditions=conditions,
     )
+
+
+def _section(drawn: Sequence[Picture]) -> dict[str, object]:
+    named = {name for picture in drawn for name in picture.contestants}
+    return {
+        "legend": [Entry(name, look) for name, look in LOOKS.items() if name in named],
+        "figures": [(p.title, Markup(p.svg()), p.caption) for p in drawn],
+    }
 
 
 def headline(points: Sequence[Point]) -> str:
