@@ -129,7 +129,7 @@ class Blocks:
 
     def seat_of(self, key: SessionKey) -> tuple[int, Model] | None:
         """As `Engine.seat_of`."""
-        found = self.table.seat(key)
+        found = None if self.observer.tells_each else self.table.seat(key)
         if found is None:
             return None
         seat, name, version = found
@@ -212,7 +212,7 @@ class Blocks:
             return
         records = self._records_of(model)
         with self.observer.reading:
-            look = self.table.read(seats, records)
+            look = await self.table.read(seats, records)
         if not len(look.rows):
             return
         if len(look.rows) < len(seats):

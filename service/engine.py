@@ -132,20 +132,18 @@ class Engine:
             max_per_tenant=max_queue_per_tenant,
             retry_after_s=self._pace.retry_after_s,
         )
-        self._blocks: Blocks | None = None
         self._pool = ThreadPoolExecutor(1, "carousel-run")
-        if store.table is not None and not self._observer.tells_each:
-            self._blocks = Blocks(
-                store.table,
-                catalog,
-                self.promotions,
-                self._observer,
-                max_batch,
-                self._pool,
-                INLINE_S,
-                self._batcher,
-                self._take_up,
-            )
+        self._blocks = Blocks(
+            store.table,
+            catalog,
+            self.promotions,
+            self._observer,
+            max_batch,
+            self._pool,
+            INLINE_S,
+            self._batcher,
+            self._take_up,
+        )
         self._under_way = UnderWay(
             max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
@@ -170,7 +168,7 @@ class Engine:
         arrived_s = self._observer.clock()
         try:
             self.refuse_if_draining()
-            if self._blocks is not None and self._blocks.has_any:
+            if self._blocks.has_any:
                 await self._blocks.passed(request.key)
             job = await self._read(request)
             self._batcher.add(job)
@@ -187,12 +185,12 @@ class Engine:
         None: it may not: there is none, its model is not loaded or takes one row at a time, or
         requests are run, or told of, one by one here.
         """
-        return None if self._blocks is None else self._blocks.seat_of(key)
+        return self._blocks.seat_of(key)
 
     @property
     def seats_generation(self) -> int:
         """Seats of another mean nothing."""
-        return 0 if self._blocks is None else self._blocks.table.generation
+        return self._blocks.table.generation
 
     def offer(self, block: Block) -> None:
         """Accept the requests of a block; its receiver is told what becomes of each.
@@ -201,8 +199,6 @@ class Engine:
             DrainingError: the server is shutting down.
         """
         self.refuse_if_draining()
-        if self._blocks is None:
-            raise RuntimeError("this engine gave no seats")
         self._blocks.add(block)
         self._work.set()
 
@@ -406,7 +402,7 @@ class Engine:
 
     async def settle(self, key: SessionKey) -> None:
         """Return once what the session has waiting here now is done."""
-        if self._blocks is not None and self._blocks.has_any:
+        if self._blocks.has_any:
             await self._blocks.passed(key)
         last = self._batcher.last_of(key)
         if last is not None:
@@ -454,17 +450,17 @@ class Engine:
             await self._work.wait()
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
-            if self._blocks is not None and self._blocks.has_waiting:
-                await self._run_blocks(self._blocks)
+            if self._blocks.has_waiting:
+                await self._run_blocks()
             if self._batcher.has_waiting:
                 await self.step()
-            if not (self._batcher.has_waiting or (self._blocks and self._blocks.has_waiting)):
+            if not (self._batcher.has_waiting or self._blocks.has_waiting):
                 self._work.clear()
 
-    async def _run_blocks(self, blocks: Blocks) -> None:
+    async def _run_blocks(self) -> None:
         clock = asyncio.get_running_loop().time
         since = self._busy_since or clock()
-        rows = await blocks.run()
+        rows = await self._blocks.run()
         self._finished += rows
         self._room.set()
         now = clock()
@@ -521,6 +517,22 @@ class Engine:
 
     def _begin(self, job: Job, record: Record | None) -> None:
         taken = job.model
+        is_settled = record is not None and self._homes.settles(job, record)
+        move = decide(job.ask, record) if is_settled else self._decide_at_home(job, record)
+        if record is not None:
+            if move is Move.REPLAY:
+                self._answer(job, job.replay(record), is_replay=True)
+                return
+            if not is_settled:
+                job.bind_to(self._homes.moved(job, record))
+        self.catalog.note_use(job.model.name, job.model.version)
+        if job.model is taken:
+            job.start(record, self.entropy(), anew=move is Move.BEGIN)
+        else:  # it waits for a batch of its model
+            self._batcher.release(job, finished=False)
+
+    def _decide_at_home(self, job: Job, record: Record | None) -> Move:
+        """`decide`, with the job bound to the model that its session is on."""
         goal = self.promotions.goal(record) if record is not None else None
         found = situation(job.ask, record, goal)
         if found is not Situation.ELSEWHERE:
@@ -528,17 +540,7 @@ class Engine:
             if home is not job.model:  # it was guessed before the session could be known
                 job.bind(home)
                 found = situation(job.ask, record, goal)
-        move = _judge(found, job, record)
-        if record is not None:
-            if move is Move.REPLAY:
-                self._answer(job, job.replay(record), is_replay=True)
-                return
-            job.bind_to(self._homes.moved(job, record))
-        self.catalog.note_use(job.model.name, job.model.version)
-        if job.model is taken:
-            job.start(record, self.entropy(), anew=move is Move.BEGIN)
-        else:  # it waits for a batch of its model
-            self._batcher.release(job, finished=False)
+        return _judge(found, job, record)
 
     def _put_aside(self, job: Job, error: ModelLoadingError) -> None:
         """Keep the job and its session out of batches until its model is loaded."""
@@ -626,6 +628,8 @@ class Engine:
             outcomes = await self._store.commit(commits)
         for (job, record), outcome in zip(records, outcomes, strict=True):
             if outcome is Outcome.DONE:
+                if not job.request.ends:
+                    self._blocks.table.note(job.key, record)
                 if record.last.created and not job.request.ends:
                     self._observer.opened(record)
                 self._answer(job, job.whole_answer(record))

@@ -14,9 +14,10 @@ Rules
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
+
+import msgspec
 
 from service.session import Record, SessionKey
 from service.store.table import Table
@@ -32,8 +33,7 @@ class Outcome(Enum):
     NO_SPACE = auto()  # there is no space for `after`, as on a full disk; nothing changed
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """Replace `before` (None: no session) by `after` (None: forget the session)."""
 
     key: SessionKey
@@ -51,8 +51,8 @@ class Store(Protocol):
     """
 
     @property
-    def table(self) -> Table | None:
-        """Its live sessions as rows of arrays, where it can."""
+    def table(self) -> Table:
+        """Its live sessions as rows of arrays."""
         ...
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:

@@ -19,7 +19,7 @@ class CountedStore:
         """`failed` is called with the code of each error that a call of the store raised."""
         self._store = store
         self._failed = failed
-        self.table = None if store.table is None else CountedTable(store.table, self)
+        self.table = CountedTable(store.table, self)
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
         return await self.counting(self._store.get(keys))
@@ -56,14 +56,17 @@ class CountedTable:
     def __init__(self, table: Table, store: CountedStore) -> None:
         self._table = table
         self._store = store
+        self.note = table.note
         self.seat = table.seat
         self.known = table.known
         self.keys = table.keys
-        self.read = table.read
 
     @property
     def generation(self) -> int:
         return self._table.generation
+
+    async def read(self, seats: Array, records: RecordRows) -> Look:
+        return await self._store.counting(self._table.read(seats, records))
 
     async def commit(
         self,

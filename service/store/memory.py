@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from service.session import Record, SessionKey
 from service.store import Commit, Outcome, is_same
+from service.store.record_table import RecordTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,13 @@ class _Held:
 class MemoryStore:
     """As `Store` says."""
 
-    table = None
-
     def __init__(
         self,
         max_sessions: int,
         idle_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.table = RecordTable(self)
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock

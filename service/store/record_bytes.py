@@ -27,7 +27,6 @@ _KEYLESS, _KEYED = 1, FORMAT
 _HEAD = struct.Struct("<BQQQBBHHII")
 _KEY_BYTES = {_KEYLESS: 0, _KEYED: 16}
 _CREATED, _RESTARTED = 1, 2
-_LENGTHS = slice(26, 35)  # of the head: of digest, model, version and state
 
 
 def pack_record(record: Record) -> bytes:
@@ -74,9 +73,10 @@ def unpack_record(raw: bytes) -> Record:
 
 
 class RecordRows:
-    """The records of one version of a model as rows of an array, where they have no key.
+    """The records of one version of a model as rows of an array: those without a key.
 
-    `dtype`: a record up to y, by those of its fields that change from request to request.
+    `fields`: what changes of them from request to request, up to the state: name -> dtype, place.
+    `state`: the dtype of a blob, at `state_at`; y comes after it, at `size`.
     """
 
     def __init__(self, model: str, version: str, state: "np.dtype[np.void]", header: bytes) -> None:
@@ -85,45 +85,26 @@ class RecordRows:
             state: of one session's blob.
             header: the bytes that every such blob begins with.
         """
-        names = model.encode() + version.encode()
-        digest_at = _HEAD.size
-        state_at = digest_at + DIGEST_BYTES + len(names)
-        self.size = state_at + state.itemsize
-        fields: dict[str, tuple[object, int]] = {
+        self._model, self._version, self._header = model, version, header
+        names = len(model.encode()) + len(version.encode())
+        self.state = state
+        self.state_at = _HEAD.size + DIGEST_BYTES + names
+        self.size = self.state_at + state.itemsize
+        self.fields = {
             "step": ("<u8", 9),
             "last_step": ("<u8", 17),
             "flags": ("u1", 25),
             "y_bytes": ("<u4", 35),
-            "digest": (f"V{DIGEST_BYTES}", digest_at),
-            "state": (state, state_at),
+            "digest": (f"V{DIGEST_BYTES}", _HEAD.size),
         }
-        self.dtype = np.dtype(
-            {
-                "names": list(fields),
-                "formats": [dtype for dtype, _ in fields.values()],
-                "offsets": [at for _, at in fields.values()],
-                "itemsize": self.size,
-            }
-        )
-        lengths = _HEAD.pack(
-            _KEYLESS,
-            *(0, 0, 0, 0),
-            *(DIGEST_BYTES, len(model.encode()), len(version.encode()), state.itemsize),
-            0,
-        )[_LENGTHS]
-        names_at = slice(digest_at + DIGEST_BYTES, state_at + len(header))
-        self._same = [
-            (part, np.frombuffer(value, np.uint8))
-            for part, value in (
-                (slice(0, 1), bytes([_KEYLESS])),
-                (_LENGTHS, lengths),
-                (names_at, names + header),
-            )
-        ]
 
-    def are(self, raw: Array) -> Array:
-        """Which of (N, size) bytes are such records, up to y: (N,) bool."""
-        found = np.ones(len(raw), bool)
-        for part, value in self._same:
-            found &= (raw[:, part] == value).all(axis=1)
-        return found
+    def has(self, record: Record) -> bool:
+        """Whether it is one of these records."""
+        last = record.last
+        return (
+            (record.model, record.version) == (self._model, self._version)
+            and len(record.state) == self.state.itemsize
+            and record.state.startswith(self._header)
+            and len(last.digest) == DIGEST_BYTES
+            and not last.key_digest
+        )

@@ -7,7 +7,8 @@ Rules
 - A seat is a session's number in this process. Of another `generation` than the table's it means
   nothing.
 
-Not every store has one: a row of Redis costs a way over the network.
+One store has a table of its own (`service/store/disk/table.py`); the others have one that is made
+of `get` and `commit` (`service/store/record_table.py`).
 """
 
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.session import SessionKey
+from service.session import Record, SessionKey
 from service.store.record_bytes import RecordRows
 
 Array = np.ndarray
+
+MAX_SEATS = 1 << 20  # some 300 MB; then all are given anew
 
 
 @dataclass(slots=True)
@@ -39,6 +42,10 @@ class Table(Protocol):
         """Of the seats."""
         ...
 
+    def note(self, key: SessionKey, record: Record) -> None:
+        """The store was given this record; for tables that cannot look for themselves."""
+        ...
+
     def seat(self, key: SessionKey) -> tuple[int, str, str] | None:
         """A live session's seat, its model and version; None: there is no such session."""
         ...
@@ -51,8 +58,12 @@ class Table(Protocol):
         """Whose they are; seats of this generation."""
         ...
 
-    def read(self, seats: Array, records: RecordRows) -> Look:
-        """What the store holds for (N,) seats, of those that live on `records`' model."""
+    async def read(self, seats: Array, records: RecordRows) -> Look:
+        """What the store holds for (N,) seats, of those that live on `records`' model.
+
+        Raises:
+            StoreUnavailableError: the store cannot be reached.
+        """
         ...
 
     async def commit(

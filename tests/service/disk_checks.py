@@ -57,8 +57,6 @@ async def _commit_rows(
     store: DiskStore, commits: Sequence[Commit], size: int
 ) -> dict[int, Outcome]:
     """What became of those whose states, before and after, are of so many bytes."""
-    if store.table is None:
-        return {}
     seated: list[tuple[int, int, Record, Record]] = []  # place, seat, before, after
     for place, commit in enumerate(commits):
         found, before, after = store.table.seat(commit.key), commit.before, commit.after
@@ -68,7 +66,7 @@ async def _commit_rows(
             seated.append((place, found[0], before, after))
     dtype = np.dtype([("all", f"V{size}")])
     records = RecordRows("m", "v", dtype, b"")
-    look = store.table.read(np.array([seat for _, seat, _, _ in seated], np.int64), records)
+    look = await store.table.read(np.array([seat for _, seat, _, _ in seated], np.int64), records)
     rows = [seated[row] for row in look.rows.tolist()]
     done = await store.table.commit(
         look,

@@ -40,8 +40,10 @@ from service.promotion import Promotions
 from service.session import CONTROL, Record, SessionKey
 from service.snapshot import Keyring
 from service.store import Commit, Outcome, Store
+from service.store.disk.table import DiskTable
 from service.store.memory import MemoryStore
 from service.store.record_bytes import RecordRows
+from service.store.record_table import RecordTable
 from service.store.table import Look, Table
 from service.wire import Array, RowShape
 
@@ -160,7 +162,9 @@ class Unreliable:
         self._world = world
         self._number = number
         self.is_dead = False
-        self.table = None if inner.table is None else UnreliableTable(inner, inner.table, self)
+        self.table: Table = RecordTable(self)  # over what is unreliable
+        if isinstance(inner.table, DiskTable):
+            self.table = UnreliableTable(inner, inner.table, self)
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
         await self.maybe()
@@ -232,7 +236,7 @@ class UnreliableTable:
         self._inner = inner
         self._table = table
         self._store = store
-        self.seat, self.known = table.seat, table.known
+        self.note, self.seat, self.known = table.note, table.seat, table.known
         self.keys, self.read = table.keys, table.read
 
     @property

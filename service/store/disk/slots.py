@@ -158,10 +158,6 @@ class Slots:
         content = self.file(number).read(slot)
         return content if content is not None and is_of(word, content.sequence) else None
 
-    def touched(self, number: int) -> int:
-        """How many slots of a class were ever used."""
-        return self._header[AT_CLASSES + number * CLASS_WORDS + TOUCHED]
-
     def take(self, number: int, is_new: bool) -> tuple[int, int]:
         """A free slot: its class, which may be a larger one on a full disk, and its number.
 
@@ -220,15 +216,18 @@ class Slots:
             os.close(file.fd)
         self._files.clear()
 
-    def take_many(self, number: int, count: int) -> list[int] | None:
-        """Free slots of this very class for sessions that live; None if there are not so many."""
+    def take_many(self, number: int, count: int) -> Array | None:
+        """(count,) int64: free slots of this very class for sessions that live.
+
+        None: there are not so many.
+        """
         header, row = self._header, AT_CLASSES + number * CLASS_WORDS
         while self._free_of(number) < count + KEPT:
             try:
                 self._grow(number)
             except StoreFullError:
                 return None
-        words, slots = self.file(number).words, []
+        words, slots = self.file(number).words, list[int]()
         size, touched = self.file(number).size >> 3, header[row + TOUCHED]
         slot = header[row + FIRST_FREE]
         for _ in range(min(count, header[row + FREE])):
@@ -241,7 +240,7 @@ class Slots:
         header[row + FREE] -= len(slots)
         fresh = count - len(slots)
         header[row + TOUCHED] = touched + fresh
-        return [*slots, *range(touched, touched + fresh)]
+        return np.array([*slots, *range(touched, touched + fresh)], np.int64)
 
     def write_many(self, number: int, slots: Array, rows: Array) -> None:
         """Fill (N,) slots that were taken by (N, size) bytes; as `write`."""

@@ -31,6 +31,7 @@ from service.store.disk.layout import (
 from service.store.disk.machine import Machine, this_machine
 from service.store.disk.sessions import SCAN_ENTRIES, Sessions, Unsettled, Write
 from service.store.disk.table import DiskTable
+from service.store.record_table import RecordTable
 from service.store.table import Table
 
 P = ParamSpec("P")
@@ -76,8 +77,8 @@ class DiskStore:
         self._header = self._directory.header
         self._lock = self._directory.lock()
         self._sessions = Sessions(self._directory, max_sessions, timeout_ms)
-        self.table: Table | None = (
-            None
+        self.table: Table = (
+            RecordTable(self)
             if is_power
             else DiskTable(self._directory, self._sessions, self._lock, self._now_ms, timeout_ms)
         )

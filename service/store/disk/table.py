@@ -1,16 +1,16 @@
 """The disk store's live sessions as rows of arrays; see `service/store/table.py`.
 
 Rules
-- What is written is to the byte what `sessions` writes. A row that it cannot read or commit as one
-  of many (its session is gone, or moved on, or is of another model, or its last reply has a key; a
-  full disk) is left out, unchanged, and goes that way.
+- What is written is to the byte what `sessions` writes.
 - Reading takes no lock: a row counts only if its commit finds the index's word as it was read, and
   then its slot was never free in between.
-- A checksum is compared where this process did not write the slot itself, or read it whole before.
+- A slot that this process did not write itself is read whole by `sessions` first, which compares
+  its checksum.
 
-How it works: a session that was found once has a seat: a number, and in arrays its hash, its entry
-in the index, and the word that it was last seen with. `read` gathers the entries and slots of many
-seats; `commit` writes the same slots again with a new state, step, digest and y.
+How it works: a session that was found once has a seat, and there in numbers its hash, its entry in
+the index, the word that it was last seen with, and what its slot is like. `read` compares the
+entries of many seats with that, and gathers their slots; `commit` writes the same slots again with
+a new state, step, digest and y.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
-from service.session import SessionKey
+from service.session import Record, SessionKey
 from service.store.disk.directory import Directory
 from service.store.disk.index import Index
 from service.store.disk.layout import (
@@ -27,48 +27,43 @@ from service.store.disk.layout import (
     AT_SEEN,
     AT_SEQUENCE,
     BODY_AT,
-    CLASSES,
     DUE,
     ENTRY_WORDS,
-    SLOT_BYTES,
     SUM_AT,
     TENANT_BITS,
     TENANT_MASK,
-    TOMB,
     WORD,
-    are_of,
     class_for,
-    classes_and_slots,
+    class_of,
     pack_words,
+    slots_of,
 )
 from service.store.disk.lock import Lock
 from service.store.disk.recovery import hash_of
 from service.store.disk.sessions import Sessions, Unsettled
 from service.store.disk.slots import Slots, as_bytes
 from service.store.record_bytes import RecordRows
-from service.store.table import Look
+from service.store.table import MAX_SEATS, Look
 
 Array = np.ndarray
 
-MAX_SEATS = 1 << 20  # some 300 MB; then all are given anew
-_HEAD_FIELDS = {  # of a slot, as `SLOT_HEAD` has them
-    "sequence": "=u8",
-    "expires": "=u8",
-    "record": "=u4",
-    "tenant": "=u2",
-    "session_id": "=u2",
-}
-_HASH, _ENTRY, _SEEN = slice(0, 2), 2, 3  # columns of a seat
+_COLUMNS = 6  # of a seat: its entry's first two words, then these
+_SEEN = 2  # the word that the session was last seen with, of a record of ..
+_KIND = 3  # .. this kind; 0: not known
+_LIKE = 4  # its key's bytes, and the class of its slot
+_ENTRY = 5  # its number in the index
+_CLASS_BITS = 8
 
 
 @dataclass(slots=True)
 class _Group:
     """Rows of which keys are equally long and slots equally large."""
 
-    of: Array  # (n,) positions in the look
+    of: Array | slice  # (n,) positions in the look
     keyed: int  # bytes of tenant and session id
     number: int  # the class of the slots
-    raw: Array  # (n, bytes up to y) uint8, as the slots hold them
+    heads: Array  # (n, bytes up to the state) uint8, as the slots hold them
+    states: Array  # (n, bytes) uint8
 
 
 @dataclass(slots=True)
@@ -76,7 +71,9 @@ class _Held:
     """What a look is of."""
 
     seats: Array  # (n,) int64
+    entries: Array  # (n,) int64
     words: Array  # (n,) uint64
+    generation: int  # of the index
     groups: list[_Group]
 
 
@@ -100,8 +97,9 @@ class DiskTable:
         self._timeout_ms = timeout_ms
         self._seats: dict[SessionKey, int] = {}
         self._keys: list[SessionKey] = []  # by seat
-        self._columns: Array = np.zeros((1024, 4), np.uint64)  # hash, entry, word
-        self._keyed: Array = np.zeros(1024, np.int64)
+        self._columns: Array = np.zeros((1024, _COLUMNS), np.uint64)
+        self._index_generation = sessions.index.generation  # of the entries in it
+        self._kinds: dict[RecordRows, int] = {}
         self._dtypes: dict[tuple[int, int, RecordRows], np.dtype[np.void]] = {}
         self.generation = 0  # of the seats
 
@@ -112,6 +110,9 @@ class DiskTable:
     @property
     def _slots(self) -> Slots:
         return self._sessions.slots
+
+    def note(self, key: SessionKey, record: Record) -> None:
+        """Nothing: it looks for itself."""
 
     def seat(self, key: SessionKey) -> tuple[int, str, str] | None:
         """A live session's seat, its model and version; None: there is no such session."""
@@ -125,8 +126,6 @@ class DiskTable:
         found = self._seats.get(key)
         if found is None:
             found = self._new_seat(key)
-        self._columns[found, _ENTRY] = held.at // ENTRY_WORDS
-        self._columns[found, _SEEN] = held.word
         return found, held.record.model, held.record.version
 
     def known(self, key: SessionKey) -> int | None:
@@ -143,113 +142,81 @@ class DiskTable:
             self._keys.clear()
             self.generation += 1
         seat = self._seats[key] = len(self._seats)
-        if seat == len(self._keyed):
-            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
-            self._keyed = np.concatenate([self._keyed, np.zeros_like(self._keyed)])
         self._keys.append(key)
+        if seat == len(self._columns):
+            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
         tenant, session_id = as_bytes(key.tenant), as_bytes(key.session_id)
-        self._columns[seat, _HASH] = hash_of(self._salt, tenant, session_id)
-        self._keyed[seat] = len(tenant) + len(session_id)
+        self._columns[seat] = 0
+        self._columns[seat, :2] = hash_of(self._salt, tenant, session_id)
         return seat
 
     # Reading ------------------------------------------------------------------------------------
 
-    def read(self, seats: Array, records: RecordRows) -> Look:
+    async def read(self, seats: Array, records: RecordRows) -> Look:
         """What the store holds for (N,) seats, of those that live on `records`' model."""
-        self._index.refresh()
-        now_ms = self._now_ms()
-        columns = self._columns[seats]
-        entries, is_live = self._entries(seats, columns, now_ms)
-        words = entries[:, WORD]
-        classes, slots = classes_and_slots(words)
-        keyed = self._keyed[seats]
-        is_seen = words == columns[:, _SEEN]
-        groups: list[_Group] = []
-        for at in _alike(keyed, classes, is_live):
-            first = at[0]
-            group = self._gather(at, int(keyed[first]), int(classes[first]), slots, records)
-            if group is None:
-                is_live[at] = False
-                continue
-            is_sound = self._are_sound(group, words[at], is_seen[at], slots[at], records)
-            if not is_sound.all():
-                is_live[at[~is_sound]] = False
-                group.of, group.raw = at[is_sound], group.raw[is_sound]
-            if len(group.of):
-                groups.append(group)
-        return self._look(seats, words, is_live, groups, records)
-
-    def _entries(self, seats: Array, columns: Array, now_ms: int) -> tuple[Array, Array]:
-        """(N, 4) of the index, and which of them are the seats' own and live."""
         index = self._index
+        index.refresh()
+        if index.generation != self._index_generation:
+            self._columns[:, _KIND] = self._columns[:, _ENTRY] = 0
+            self._index_generation = index.generation
+        now_ms = self._now_ms()
+        kind = self._kinds.setdefault(records, len(self._kinds) + 1)
+        columns = self._columns[seats]
         at = columns[:, _ENTRY].astype(np.int64)
-        inside = at < len(index.entries)
-        if not inside.all():
-            at[~inside] = 0
         entries = index.entries[at]
-        is_own = (entries[:, _HASH] == columns[:, _HASH]).all(axis=1)
-        for row in np.flatnonzero(~is_own).tolist():  # it began anew, or the index was written anew
-            high, low = columns[row, _HASH].tolist()
-            found = index.find(high, low)
-            if found is not None:
-                entry = found // ENTRY_WORDS
-                columns[row, _ENTRY] = self._columns[seats[row], _ENTRY] = entry
-                entries[row] = index.entries[entry]
-                is_own[row] = True
-        due_ms = entries[:, DUE] >> np.uint64(TENANT_BITS)
-        return entries, is_own & (entries[:, WORD] > TOMB) & (due_ms > now_ms)
+        differs = (entries[:, :3] != columns[:, :3]).any(axis=1)
+        differs |= columns[:, _KIND] != kind
+        differs |= entries[:, DUE] < _first_due(now_ms)
+        rows = np.arange(len(seats))
+        if differs.any():
+            lives = ~differs
+            for row in np.flatnonzero(differs).tolist():
+                lives[row] = self._look_again(int(seats[row]), records, kind, now_ms)
+            rows = np.flatnonzero(lives)
+            seats = seats[rows]
+            columns = self._columns[seats]
+            at = columns[:, _ENTRY].astype(np.int64)
+        words = columns[:, _SEEN]
+        slots = slots_of(words)
+        groups = [
+            self._gather(of, like, slots[of], records) for of, like in _alike(columns[:, _LIKE])
+        ]
+        held = _Held(seats, at, words, index.generation, groups)
+        return Look(rows, *self._joined(groups, len(rows), records), held)
 
-    def _gather(
-        self, at: Array, keyed: int, number: int, slots: Array, records: RecordRows
-    ) -> _Group | None:
-        size = BODY_AT + keyed + records.size
-        if number >= CLASSES or SLOT_BYTES[number] < size:
-            return None
-        file = self._slots.file(number)
-        wanted = slots[at]
-        if int(wanted.max()) >= self._slots.touched(number):
-            return None
-        return _Group(at, keyed, number, file.rows[wanted, :size])
+    def _look_again(self, seat: int, records: RecordRows, kind: int, now_ms: int) -> bool:
+        """Read a session whole, and note what it is like; whether it lives, on `records`' model."""
+        key = self._keys[seat]
+        try:
+            held = self._sessions.find(key, now_ms)
+        except Unsettled:
+            return False
+        if held is None or not records.has(held.record):
+            return False
+        keyed = len(as_bytes(key.tenant)) + len(as_bytes(key.session_id))
+        like = keyed << _CLASS_BITS | class_of(held.word)
+        self._columns[seat, 2:] = held.word, kind, like, held.at // ENTRY_WORDS
+        return True
 
-    def _are_sound(
-        self, group: _Group, words: Array, is_seen: Array, slots: Array, records: RecordRows
-    ) -> Array:
-        """Which slots are what the words mean, and records of this model."""
-        raw = group.raw
-        head = raw.view(self._dtype(group.keyed, 0, records))[:, 0]
-        names = head["tenant"].astype(np.int64) + head["session_id"]
-        found = are_of(words, head["sequence"]) & (names == group.keyed)
-        found &= records.are(raw[:, BODY_AT + group.keyed :])
-        file = self._slots.file(group.number)
-        for row in np.flatnonzero(found & ~is_seen).tolist():
-            content = file.read(int(slots[row]))
-            found[row] = content is not None and content.sequence == int(head["sequence"][row])
-        return np.asarray(found)
+    def _gather(self, of: Array | slice, like: int, slots: Array, records: RecordRows) -> _Group:
+        keyed, number = like >> _CLASS_BITS, like & ((1 << _CLASS_BITS) - 1)
+        file, state_at = self._slots.file(number), BODY_AT + keyed + records.state_at
+        heads = file.rows[slots, :state_at]
+        states = file.rows[slots, state_at : state_at + records.state.itemsize]
+        return _Group(of, keyed, number, heads, states)
 
-    def _look(
-        self, seats: Array, words: Array, is_live: Array, groups: list[_Group], records: RecordRows
-    ) -> Look:
-        rows = np.flatnonzero(is_live)
-        n = len(rows)
-        if n < len(seats):
-            place = np.cumsum(is_live) - 1
+    def _joined(self, groups: list[_Group], rows: int, records: RecordRows) -> tuple[Array, Array]:
+        """(n,) int64 the steps, and (n,) the states."""
+        steps = np.empty(rows, np.int64)
+        for group in groups:
+            steps[group.of] = self._slot_rows(group.heads, group.keyed, records)["step"]
+        if len(groups) == 1:
+            states = groups[0].states
+        else:
+            states = np.empty((rows, records.state.itemsize), np.uint8)
             for group in groups:
-                group.of = place[group.of]
-        parts = [(g.of, self._records(g, records)) for g in groups]
-
-        def column(name: str, dtype: "np.dtype[np.void] | type") -> Array:
-            if len(parts) == 1:
-                return np.ascontiguousarray(parts[0][1][name].astype(dtype))
-            whole = np.empty(n, dtype)
-            for of, part in parts:
-                whole[of] = part[name]
-            return whole
-
-        held = _Held(seats[rows], words[rows], groups)
-        return Look(rows, column("step", np.int64), column("state", records.dtype["state"]), held)
-
-    def _records(self, group: _Group, records: RecordRows) -> Array:
-        return group.raw[:, BODY_AT + group.keyed :].view(records.dtype)[:, 0]
+                states[group.of] = group.states
+        return steps, states.view(records.state)[:, 0]
 
     # Committing, under the lock -----------------------------------------------------------------
 
@@ -265,11 +232,11 @@ class DiskTable:
     ) -> Array:
         """Advance rows of a look; which of them, (n,) bool, are done."""
         with await self._lock.turn():
-            return self._commit(look, wanted, records, steps, digests, states, y)
+            return self._commit(look.held, wanted, records, steps, digests, states, y)
 
     def _commit(
         self,
-        look: Look,
+        held: _Held,
         wanted: Array,
         records: RecordRows,
         steps: int,
@@ -277,109 +244,125 @@ class DiskTable:
         states: Array,
         y: Array,
     ) -> Array:
-        self._index.refresh()
+        index = self._index
+        index.refresh()
         now_ms = self._header[AT_SEEN] = self._now_ms()
-        held: _Held = look.held
-        columns = self._columns[held.seats]
-        entries, is_live = self._entries(held.seats, columns, now_ms)
-        done = wanted & is_live & (entries[:, WORD] == held.words)
+        if index.generation != held.generation:
+            return np.zeros(len(wanted), bool)
+        at = held.entries * ENTRY_WORDS
+        dues = index.flat[at + DUE]
+        done = wanted & (index.flat[at + WORD] == held.words) & (dues >= _first_due(now_ms))
         due_ms = now_ms + self._timeout_ms
+        states = states.view(np.uint8).reshape(len(states), states.itemsize)
         for group in held.groups:
-            mine = done[group.of]
+            of, heads = group.of, group.heads
+            mine = done[of]
             if not mine.all():
-                group.of, group.raw = group.of[mine], group.raw[mine]
-            of = group.of
-            if not len(of):
+                of, heads = np.arange(len(done))[of][mine], heads[mine]
+            if not len(heads):
                 continue
             number = class_for(BODY_AT + group.keyed + records.size + y.shape[1])
-            slots = self._slots.take_many(number, len(of))
+            slots = self._slots.take_many(number, len(heads))
             if slots is None:
                 done[of] = False
                 continue
-            taken = np.array(slots, np.int64)
             last = self._header[AT_SEQUENCE]
-            sequences = np.arange(last + 1, last + 1 + len(of), dtype=np.uint64)
-            self._header[AT_SEQUENCE] = last + len(of)
-            rows = self._advanced(
-                group, records, steps, sequences, due_ms, digests[of], states[of], y[of]
+            self._header[AT_SEQUENCE] = last + len(heads)
+            sequences = np.arange(last + 1, last + 1 + len(heads), dtype=np.uint64)
+            rows = _advanced(heads, states[of], y[of])
+            row = self._slot_rows(rows, group.keyed, records)
+            row["sequence"] = sequences
+            row["expires"] = due_ms
+            row["record_bytes"] = records.size + y.shape[1]
+            row["last_step"] = row["step"]
+            row["step"] += np.uint64(steps)
+            row["flags"] = 0
+            row["y_bytes"] = y.shape[1]
+            row["digest"] = digests[of]
+            row["sum"] = _sums(rows)
+            self._slots.write_many(number, slots, rows)
+            words = pack_words(number, slots, sequences)
+            # By aligned stores of 8 bytes, as `sessions` does; when it is due first.
+            index.flat[at[of] + DUE] = np.uint64(due_ms << TENANT_BITS) | (
+                dues[of] & np.uint64(TENANT_MASK)
             )
-            self._slots.write_many(number, taken, rows)
-            words = pack_words(number, taken, sequences)
-            self._publish(columns[of, _ENTRY], entries[of, DUE], due_ms, words)
-            self._columns[held.seats[of], _SEEN] = words
-            old = classes_and_slots(held.words[of])[1]
-            self._slots.link_many(group.number, old)
+            index.flat[at[of] + WORD] = words
+            self._slots.link_many(group.number, slots_of(held.words[of]))
+            seats = held.seats[of]
+            self._columns[seats, _SEEN] = words
+            self._columns[seats, _LIKE] = group.keyed << _CLASS_BITS | number
         if due_ms < self._header[AT_FIRST_DUE] and done.any():
             self._header[AT_FIRST_DUE] = due_ms
         return np.asarray(done)
 
-    def _publish(self, entries: Array, dues: Array, due_ms: int, words: Array) -> None:
-        """By aligned stores of 8 bytes, as `sessions` does: when it is due first."""
-        flat = self._index.flat
-        at = entries.astype(np.int64) * ENTRY_WORDS
-        flat[at + DUE] = np.uint64(due_ms << TENANT_BITS) | (dues & np.uint64(TENANT_MASK))
-        flat[at + WORD] = words
+    def _slot_rows(self, raw: Array, keyed: int, records: RecordRows) -> Array:
+        """(n,) slots by their fields: `SLOT_HEAD`, `SLOT_SUM`, and what changes of the record.
 
-    def _advanced(
-        self,
-        group: _Group,
-        records: RecordRows,
-        steps: int,
-        sequences: Array,
-        due_ms: int,
-        digests: Array,
-        states: Array,
-        y: Array,
-    ) -> Array:
-        """(n, bytes) uint8: the group's slots as they are after `steps` more."""
-        before = group.raw.shape[1]
-        raw = np.empty((len(group.raw), before + y.shape[1]), np.uint8)
-        raw[:, :before] = group.raw
-        raw[:, before:] = y
-        row = raw.view(self._dtype(group.keyed, y.shape[1], records))[:, 0]
-        row["sequence"] = sequences
-        row["expires"] = due_ms
-        row["record"] = records.size + y.shape[1]
-        record = row["records"]
-        record["last_step"] = record["step"]
-        record["step"] += np.uint64(steps)
-        record["flags"] = 0
-        record["y_bytes"] = y.shape[1]
-        record["digest"] = digests
-        record["state"] = states
-        size, whole = raw.shape[1], raw.data.cast("B")
-        row["sum"] = [
-            crc32(whole[at + BODY_AT : at + size], crc32(whole[at : at + SUM_AT]))
-            for at in range(0, len(whole), size)
-        ]
-        return raw
-
-    def _dtype(self, keyed: int, y_bytes: int, records: RecordRows) -> "np.dtype[np.void]":
-        """A slot as a row; `SLOT_HEAD`, `SLOT_SUM`, the key, the record."""
-        found = self._dtypes.get((keyed, y_bytes, records))
-        if found is None:
-            found = np.dtype(
+        Args:
+            raw: (n, bytes) uint8, up to the state or the whole of them.
+        """
+        dtype = self._dtypes.get((keyed, raw.shape[1], records))
+        if dtype is None:
+            fields = {
+                **_HEAD_FIELDS,
+                **{
+                    name: (form, BODY_AT + keyed + at)
+                    for name, (form, at) in records.fields.items()
+                },
+            }
+            dtype = np.dtype(
                 {
-                    "names": [*_HEAD_FIELDS, "sum", "records"],
-                    "formats": [*_HEAD_FIELDS.values(), "=u4", records.dtype],
-                    "offsets": [0, 8, 16, 20, 22, SUM_AT, BODY_AT + keyed],
-                    "itemsize": BODY_AT + keyed + records.size + y_bytes,
+                    "names": list(fields),
+                    "formats": [form for form, _ in fields.values()],
+                    "offsets": [at for _, at in fields.values()],
+                    "itemsize": raw.shape[1],
                 }
             )
             if len(self._dtypes) > 1024:
                 self._dtypes.clear()
-            self._dtypes[keyed, y_bytes, records] = found
-        return found
+            self._dtypes[keyed, raw.shape[1], records] = dtype
+        return raw.view(dtype)[:, 0]
 
 
-def _alike(keyed: Array, classes: Array, is_live: Array) -> Iterator[Array]:
-    """The positions of the live, those together whose keys and slots are equally large."""
-    at = np.flatnonzero(is_live)
-    if not len(at):
+_HEAD_FIELDS = {  # of a slot, as `SLOT_HEAD` and `SLOT_SUM` have them: dtype, place
+    "sequence": ("=u8", 0),
+    "expires": ("=u8", 8),
+    "record_bytes": ("=u4", 16),
+    "sum": ("=u4", SUM_AT),
+}
+
+
+def _first_due(now_ms: int) -> "np.uint64":
+    """The least word of an entry that says when its session expires, of those that live."""
+    return np.uint64((now_ms + 1) << TENANT_BITS)
+
+
+def _alike(likes: Array) -> Iterator[tuple[Array | slice, int]]:
+    """The positions of equal ones, and what they are."""
+    if not len(likes):
         return
-    kinds = keyed[at] << 8 | classes[at]
-    if (kinds == kinds[0]).all():
-        yield at
+    if (likes == likes[0]).all():
+        yield slice(None), int(likes[0])
         return
-    for kind in np.unique(kinds):
-        yield at[kinds == kind]
+    for like in np.unique(likes):
+        yield np.flatnonzero(likes == like), int(like)
+
+
+def _sums(rows: Array) -> list[int]:
+    """The checksum of each slot (n, bytes)."""
+    size, whole = rows.shape[1], rows.data.cast("B")
+    return [
+        crc32(whole[at + BODY_AT : at + size], crc32(whole[at : at + SUM_AT]))
+        for at in range(0, len(whole), size)
+    ]
+
+
+def _advanced(heads: Array, states: Array, y: Array) -> Array:
+    """(n, bytes) uint8: slots with other states and y."""
+    state_at = heads.shape[1]
+    y_at = state_at + states.shape[1]
+    rows = np.empty((len(heads), y_at + y.shape[1]), np.uint8)
+    rows[:, :state_at] = heads
+    rows[:, state_at:y_at] = states
+    rows[:, y_at:] = y
+    return rows
