@@ -63,12 +63,12 @@ class _Measured:
 
     def sizes(self) -> Iterator[Advice]:
         for one, other in _pairs(self._made, lambda m: replace(m, name="", hidden=0)):
-            what = f"{one.kind.upper()}, hidden {one.hidden} -> {other.hidden}"
+            what = f"{one.kind.upper()}, hidden {one.hidden} → {other.hidden}"
             yield from self._advice("Hidden size", what + _layers(one), one, other)
 
     def layers(self) -> Iterator[Advice]:
         for one, other in _pairs(self._made, lambda m: replace(m, name="", layers=0)):
-            what = f"{one.kind.upper()} of {one.hidden}, layers {one.layers} -> {other.layers}"
+            what = f"{one.kind.upper()} of {one.hidden}, layers {one.layers} → {other.layers}"
             yield from self._advice("Layers", what, one, other)
 
     def kinds(self) -> Iterator[Advice]:
@@ -179,7 +179,7 @@ def _effect(before: Point, after: Point, mixed: bool) -> str:
         said = f"{_factor(1 / times)} times as slow"
     if abs(times - 1) < NOTHING:
         said = "no difference"
-    return f"{said} {_place(after, mixed)} ({_us(before.cpu_us)} -> {_us(after.cpu_us)} us)"
+    return f"{said} {_place(after, mixed)} ({_us(before.cpu_us)} → {_us(after.cpu_us)} us)"
 
 
 def _factor(times: float) -> str:

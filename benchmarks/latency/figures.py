@@ -78,7 +78,7 @@ LOOKS = {
 }
 _DASHES: Sequence[tuple[float, ...]] = ((), (5, 1.5), (1.5, 1.5))
 LOOKS |= {  # all of them are ours
-    way: Look(f"#0000a{k % 6}", _DASHES[k % 3], MARKS[k % len(MARKS)], 1.8)
+    way: Look(f"#0000a{k % 6}", _DASHES[(k + k // 6) % 3], MARKS[k % len(MARKS)], 1.8)
     for k, way in enumerate(ways(""))
 }
 
