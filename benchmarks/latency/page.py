@@ -96,17 +96,17 @@ def headline(points: Sequence[Point]) -> str:
     shown = next((p for p in alone if p.model == "lstm-128"), alone[0])
     beside = {(p.contestant, p.rows): p for p in inside if p.model == shown.model}
     text = (
-        f"One step of {shown.model}, {SERVED}: {figure(shown.p50_us)} us for half of the calls, "
-        f"{figure(shown.p99_us)} us for 99 of 100."
+        f"One step of {shown.model} as {SERVED}: p50 {figure(shown.p50_us)} us, "
+        f"p99 {figure(shown.p99_us)} us."
     )
     for peer in (STOCK, EAGER):
         ratios = [
-            f"{_quotient(p, other):.2f} of it at batch {rows}"
+            f"{_quotient(p, other):.2f} at batch {rows}"
             for (who, rows), p in sorted(beside.items(), key=lambda item: item[0][1])
             if who == SERVED and (other := beside.get((peer, rows))) is not None
         ]
         if ratios:
-            text += f" Next to the CPU time of {peer}: {join(ratios)}."
+            text += f" Its CPU time over that of {peer}: {join(ratios)}."
     return text
 
 
