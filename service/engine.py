@@ -517,6 +517,22 @@ class Engine:
 
     def _begin(self, job: Job, record: Record | None) -> None:
         taken = job.model
+        is_settled = record is not None and self._homes.settles(job, record)
+        move = decide(job.ask, record) if is_settled else self._decide_at_home(job, record)
+        if record is not None:
+            if move is Move.REPLAY:
+                self._answer(job, job.replay(record), is_replay=True)
+                return
+            if not is_settled:
+                job.bind_to(self._homes.moved(job, record))
+        self.catalog.note_use(job.model.name, job.model.version)
+        if job.model is taken:
+            job.start(record, self.entropy(), anew=move is Move.BEGIN)
+        else:  # it waits for a batch of its model
+            self._batcher.release(job, finished=False)
+
+    def _decide_at_home(self, job: Job, record: Record | None) -> Move:
+        """`decide`, with the job bound to the model that its session is on."""
         goal = self.promotions.goal(record) if record is not None else None
         found = situation(job.ask, record, goal)
         if found is not Situation.ELSEWHERE:
@@ -524,17 +540,7 @@ class Engine:
             if home is not job.model:  # it was guessed before the session could be known
                 job.bind(home)
                 found = situation(job.ask, record, goal)
-        move = _judge(found, job, record)
-        if record is not None:
-            if move is Move.REPLAY:
-                self._answer(job, job.replay(record), is_replay=True)
-                return
-            job.bind_to(self._homes.moved(job, record))
-        self.catalog.note_use(job.model.name, job.model.version)
-        if job.model is taken:
-            job.start(record, self.entropy(), anew=move is Move.BEGIN)
-        else:  # it waits for a batch of its model
-            self._batcher.release(job, finished=False)
+        return _judge(found, job, record)
 
     def _put_aside(self, job: Job, error: ModelLoadingError) -> None:
         """Keep the job and its session out of batches until its model is loaded."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from service.errors import ResultNotFiniteError, TooLongError
@@ -45,8 +46,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """Advance a session by rows."""
 
     key: SessionKey
@@ -67,8 +67,7 @@ class Request:
         return self.key.session_id
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a request got; y (T, ...) in raw units, `step` the index of the next step.
 
     `result` is what its reply shows: y, if that was wanted, and what the pipeline reads in it.
@@ -94,12 +93,15 @@ class Job:
     arrived_s = 0.0  # these three are the observer's: on its clock, when it came
     was_taken = False  # into a batch, ever
     span: Span | None = None  # None: it is not traced
+    rows = 1  # of a batch
 
     def __init__(
         self, request: Request, model: Model, max_steps: int, future: "asyncio.Future[Answer]"
     ) -> None:
         """Decode and check the request for `model`; ClientError if it does not fit."""
         self.request = request
+        self.key = request.key
+        self.tenant = request.key.tenant
         self.future = future
         self.max_steps = max_steps
         self.bind(model)
@@ -135,20 +137,8 @@ class Job:
         self.progress: Progress | None = None
 
     @property
-    def key(self) -> SessionKey:
-        return self.request.key
-
-    @property
-    def tenant(self) -> str:
-        return self.request.key.tenant
-
-    @property
     def runs_apart(self) -> bool:
         return not self.model.runtime.isolated
-
-    @property
-    def rows(self) -> int:
-        return 1
 
     @property
     def steps_left(self) -> int:

@@ -129,8 +129,9 @@ class OfModel:
         self.steps = 0
         self.forecast = 0
         self.begun = 0
-        self.ends: list[tuple[str, str, float]] = []  # of requests: protocol, outcome, seconds
-        self.many: Tallies[tuple[str, str]] = Tallies()  # the same of blocks: how many
+        # Of requests: (protocol, outcome) -> seconds; of blocks how many.
+        self.ends: dict[tuple[str, str], list[float]] = {}
+        self.many: Tallies[tuple[str, str]] = Tallies()
         self.parts: dict[str, Duration] = {}
 
     def ended_many(self, protocol: str, outcome: str, seconds: float, count: int) -> None:
@@ -139,7 +140,11 @@ class OfModel:
         self.spent(outcome, count, count * seconds)
 
     def ended(self, protocol: str, outcome: str, seconds: float) -> None:
-        self.ends.append((protocol, outcome, seconds))
+        found = self.ends.get((protocol, outcome))
+        if found is None:
+            self.ends[protocol, outcome] = [seconds]
+        else:
+            found.append(seconds)
 
     def spent(self, part: str, count: int, seconds: float) -> None:
         """`count` requests spent so long in a part of their way, in all."""
@@ -317,11 +322,11 @@ class Metrics:
                 if count := getattr(counts, name):
                     target.labels(*labels).inc(count)
                     setattr(counts, name, 0)
-            for _, outcome, seconds in counts.ends:
-                counts.spent(outcome, 1, seconds)
+            for (_, outcome), times in counts.ends.items():
+                counts.spent(outcome, len(times), sum(times))
             if counts.ends or counts.many:
                 self._last.labels(*labels).set(time.time())
-            tallies = Tallies((protocol, outcome) for protocol, outcome, _ in counts.ends)
+            tallies = Tallies({place: len(times) for place, times in counts.ends.items()})
             tallies.update(counts.many)
             for (protocol, outcome), count in tallies.items():
                 self._requests.labels(protocol, *labels, outcome).inc(count)

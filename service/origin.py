@@ -10,7 +10,8 @@ has no header for a reply, and whoever sent it knows it.
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 REQUEST_ID = b"x-request-id"
 # Characters that are safe in a header, a log line and a query; UUIDs, ULIDs and the ids of common
@@ -22,8 +23,7 @@ _TRACEPARENT = re.compile(
 _MAX_TRACESTATE = 512  # bytes, which the Recommendation asks to carry at least
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True, gc=False):
     """Of one request."""
 
     request_id: str = ""

@@ -33,7 +33,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"pipeline"},
     {"manifest", "reading"},
     {"layout"},
-    {"artifact"},
+    {"artifact", "pieces"},
     {"onnx_backend", "torch_backend"},
     {"torchscript_backend", "torch_export_backend"},
     {"runtime"},

@@ -6,6 +6,8 @@ Rules
 - Models that stand in artifacts come before those made for the purpose.
 - Less than 5 % is no difference.
 - How fast, not how good: a smaller model is another model, with an error of its own.
+- Over the wire only ways to ask are compared: stores, served minutes apart, differ by less than two
+  servers of one store do on a machine that others use.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,7 +44,6 @@ def advise(models: Sequence[Model], points: Sequence[Point]) -> list[Advice]:
         *measured.chunks(),
         *measured.company(),
         *_ways(points),
-        *_stores(points),
     ]
 
 
@@ -62,12 +63,12 @@ class _Measured:
 
     def sizes(self) -> Iterator[Advice]:
         for one, other in _pairs(self._made, lambda m: replace(m, name="", hidden=0)):
-            what = f"{one.kind.upper()}, hidden {one.hidden} -> {other.hidden}"
+            what = f"{one.kind.upper()}, hidden {one.hidden} → {other.hidden}"
             yield from self._advice("Hidden size", what + _layers(one), one, other)
 
     def layers(self) -> Iterator[Advice]:
         for one, other in _pairs(self._made, lambda m: replace(m, name="", layers=0)):
-            what = f"{one.kind.upper()} of {one.hidden}, layers {one.layers} -> {other.layers}"
+            what = f"{one.kind.upper()} of {one.hidden}, layers {one.layers} → {other.layers}"
             yield from self._advice("Layers", what, one, other)
 
     def kinds(self) -> Iterator[Advice]:
@@ -125,36 +126,26 @@ def _layers(model: Model) -> str:
 
 
 def _ways(points: Sequence[Point]) -> Iterator[Advice]:
-    """How the service is asked, next to the way that is the baseline."""
-    found = {_wire_key(p): p for p in points if p.part == WIRE and p.asked_per_s is None}
-    for way in dict.fromkeys(p.contestant for p in found.values()):
-        pairs = [
-            (found[key], p)
-            for p in found.values()
-            if p.contestant == way
-            and p.baseline not in (None, way)
-            and (key := _wire_key(replace(p, contestant=p.baseline or ""))) in found
-        ]
-        for model, store in dict.fromkeys((p.model, p.store) for _, p in pairs):
-            own = [(b, p) for b, p in pairs if (p.model, p.store) == (model, store)]
-            what = f"{model} over the wire, {way} instead of {own[0][0].contestant}"
-            yield from _sentence("The wire", what + (f" (store {store})" if store else ""), own)
-
-
-def _stores(points: Sequence[Point]) -> Iterator[Advice]:
-    """The same question to the service with another store."""
-    found = {_wire_key(p): p for p in points if p.part == WIRE and p.asked_per_s is None}
-    stores = list(dict.fromkeys(p.store for p in found.values()))
-    for one, other in pairwise(stores):
-        for model, way in dict.fromkeys((p.model, p.contestant) for p in found.values()):
+    """How the service is asked, next to the way that is the baseline, in the first store."""
+    found = _closed(points)
+    stores = dict.fromkeys((p.model, p.store) for p in found.values())
+    for model, store in {name: (name, store) for name, store in reversed(stores)}.values():
+        own = [p for p in found.values() if (p.model, p.store) == (model, store)]
+        for way in dict.fromkeys(p.contestant for p in own):
             pairs = [
-                (p, found[key])
-                for p in found.values()
-                if (p.model, p.contestant, p.store) == (model, way, one)
-                and (key := _wire_key(replace(p, store=other))) in found
+                (found[key], p)
+                for p in own
+                if p.contestant == way
+                and p.baseline not in (None, way)
+                and (key := _wire_key(replace(p, contestant=p.baseline or ""))) in found
             ]
-            what = f"{model} over the wire, {way}, store {other} instead of {one}"
-            yield from _sentence("Stores", what, pairs)
+            if pairs:
+                what = f"{model} over the wire, {way} instead of {pairs[0][0].contestant}"
+                yield from _sentence("The wire", what, pairs)
+
+
+def _closed(points: Sequence[Point]) -> dict[tuple[str, str, str, int, int], Point]:
+    return {_wire_key(p): p for p in points if p.part == WIRE and p.asked_per_s is None}
 
 
 def _wire_key(p: Point) -> tuple[str, str, str, int, int]:
@@ -188,7 +179,7 @@ def _effect(before: Point, after: Point, mixed: bool) -> str:
         said = f"{_factor(1 / times)} times as slow"
     if abs(times - 1) < NOTHING:
         said = "no difference"
-    return f"{said} {_place(after, mixed)} ({_us(before.cpu_us)} -> {_us(after.cpu_us)} us)"
+    return f"{said} {_place(after, mixed)} ({_us(before.cpu_us)} → {_us(after.cpu_us)} us)"
 
 
 def _factor(times: float) -> str:

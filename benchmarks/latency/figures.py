@@ -23,6 +23,8 @@ from benchmarks.latency.contestants import (
 )
 from benchmarks.latency.made import TYPICAL_HIDDEN
 from benchmarks.latency.point import IN_PROCESS, WIRE, Model, Point
+from benchmarks.latency.table import figure as figure_of
+from benchmarks.wire.carousel import ways
 from export.reporting.figures import WIDTH_IN
 from export.reporting.svg import INK, LINE, MUTED, as_svg, quiet
 
@@ -57,6 +59,7 @@ class Look:
         return {**VARIABLES, MUTED: "--muted"}[self.color]
 
 
+MARKS = "osv^DxP*"
 OURS = 2.4  # points: the width of a variant's line
 LOOKS = {
     "onnx-fp32": Look("#0000a0", width=OURS),
@@ -72,6 +75,11 @@ LOOKS = {
     OPENVINO: Look("#0000a5", (6, 1.5, 1.2, 1.5), "d"),
     FLOOR: Look(MUTED, (3, 1.5), "."),
     READING: Look(MUTED, (1, 2), "."),
+}
+_DASHES: Sequence[tuple[float, ...]] = ((), (5, 1.5), (1.5, 1.5))
+LOOKS |= {  # all of them are ours
+    way: Look(f"#0000a{k % 6}", _DASHES[(k + k // 6) % 3], MARKS[k % len(MARKS)], 1.8)
+    for k, way in enumerate(ways(""))
 }
 
 Draw = Callable[["Palette"], Figure]
@@ -182,30 +190,32 @@ def _latency(model: Model, points: Sequence[Point]) -> Picture | None:
     ]
     if not own:
         return None
+    bars = {p.contestant: (p.p50_us, p.p99_us, p.contestant) for p in own}
     return Picture(
         f"latency-{model.name}",
         f"{model.name}, one step of one row",
         "Wall-clock time of a call on this machine: the dot is p50, the bar reaches to p99.",
         [],
-        lambda palette: _bars({p.contestant: (p.p50_us, p.p99_us) for p in own}, palette),
+        lambda palette: _bars(bars, palette, "us"),
     )
 
 
 def _ways(model: str, store: str, points: Sequence[Point]) -> Picture | None:
-    """The server's CPU time of a step, by the way it is asked."""
+    """The server's CPU time of a step against the sessions that ask, by the way they ask."""
     closed = [p for p in points if p.asked_per_s is None]
-    counts = sorted({p.rows for p in closed})
+    sessions = sorted({p.rows for p in closed})
     if not closed:
         return None
-    most = {p.contestant: p for p in sorted(closed, key=lambda p: (p.steps, p.rows))}
-    lines = {name: (p.cpu_us, p.cpu_us) for name, p in most.items()}
+    lines = {
+        name: sorted((p.rows, p.cpu_us) for p in closed if p.contestant == name)
+        for name in _in_order(closed)
+    }
     return Picture(
         f"wire-{model}-{store}",
         f"{model} over the wire, store {store}",
-        f"CPU time of the server for one step; each way with its most sessions, {max(counts)} at "
-        "most.",
-        [],
-        lambda palette: _bars(lines, palette, "server CPU of a step, us"),
+        "CPU time of the server's processes for one step, by how many sessions ask at a time.",
+        list(lines),
+        lambda palette: _lines(lines, sessions, "sessions", palette),
         is_wire=True,
     )
 
@@ -215,14 +225,20 @@ def _open_loop(model: str, store: str, points: Sequence[Point]) -> Picture | Non
     opened = [p for p in points if p.asked_per_s is not None]
     if not opened:
         return None
-    lines = {f"{p.contestant}, {p.rows}": (p.p50_us, p.p99_us) for p in opened}
+    counts = sorted({p.rows for p in opened})
+    sessions = counts[len(counts) // 2]
+    bars = {
+        f"{p.contestant}, {p.asked_per_s:,.0f}/s": (p.p50_us / 1e3, p.p99_us / 1e3, p.contestant)
+        for p in opened
+        if p.rows == sessions
+    }
     return Picture(
         f"open-loop-{model}-{store}",
-        f"{model} over the wire at a fixed rate, store {store}",
-        "From when a step was due to its answer, by way and sessions: the dot is p50, the bar "
-        "reaches to p99.",
+        f"{model} at a fixed rate, store {store}",
+        f"From when a step was due to its answer, {sessions} sessions, by way and steps per "
+        "second: the dot is p50, the bar reaches to p99.",
         [],
-        lambda palette: _bars(lines, palette),
+        lambda palette: _bars(bars, palette, "ms"),
         is_wire=True,
     )
 
@@ -268,18 +284,18 @@ def _lines(
     return figure
 
 
-def _bars(bars: Mapping[str, tuple[float, float]], palette: Palette, label: str = "us") -> Figure:
-    """A line each, the least on top: a dot at the first figure, a bar to the second."""
+def _bars(bars: Mapping[str, tuple[float, float, str]], palette: Palette, label: str) -> Figure:
+    """A line each, the least on top: a dot at the first figure, a bar to the second, whose."""
     names = sorted(bars, key=lambda name: bars[name][0])
     figure = Figure(figsize=(WIDTH_IN, ROW_IN * (len(names) + 2)), layout="constrained")
     axes = figure.subplots()
     for y, name in enumerate(names):
-        low, high = bars[name]
-        look = LOOKS.get(name, Look("#0000a0", width=OURS))
+        low, high, who = bars[name]
+        look = LOOKS[who]
         axes.plot([low, high], [y, y], color=palette[look.color], lw=look.width)
         axes.plot([low], [y], "o", color=palette[look.color], ms=6)
         axes.annotate(
-            f"{low:,.1f}" if low < 100 else f"{low:,.0f}",
+            figure_of(low),
             (low, y),
             xytext=(0, 5),
             textcoords="offset points",

@@ -58,7 +58,7 @@ def as_page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    named = {name for picture in drawn for name in picture.contestants}
+    inside, wire = ([p for p in drawn if p.is_wire is is_wire] for is_wire in (False, True))
     topics: dict[str, list[str]] = {}
     for one in advice:
         topics.setdefault(one.topic, []).append(one.text)
@@ -70,14 +70,21 @@ def as_page(
         date=conditions["begun"],
         targets=found,
         advice=topics,
-        legend=[Entry(name, look) for name, look in LOOKS.items() if name in named],
-        pictures=[(p.title, Markup(p.svg()), p.caption) for p in drawn if not p.is_wire],
-        wire=[(p.title, Markup(p.svg()), p.caption) for p in drawn if p.is_wire],
+        pictures=_section(inside),
+        wire=_section(wire),
         grids=grids(findings.points),
         points=[(title, _columns(part), rows) for title, part, rows in _parts(findings.points)],
         absent=findings.absent,
         conditions=conditions,
     )
+
+
+def _section(drawn: Sequence[Picture]) -> dict[str, object]:
+    named = {name for picture in drawn for name in picture.contestants}
+    return {
+        "legend": [Entry(name, look) for name, look in LOOKS.items() if name in named],
+        "figures": [(p.title, Markup(p.svg()), p.caption) for p in drawn],
+    }
 
 
 def headline(points: Sequence[Point]) -> str:
@@ -89,17 +96,17 @@ def headline(points: Sequence[Point]) -> str:
     shown = next((p for p in alone if p.model == "lstm-128"), alone[0])
     beside = {(p.contestant, p.rows): p for p in inside if p.model == shown.model}
     text = (
-        f"One step of {shown.model}, {SERVED}: {figure(shown.p50_us)} us for half of the calls, "
-        f"{figure(shown.p99_us)} us for 99 of 100."
+        f"One step of {shown.model} as {SERVED}: p50 {figure(shown.p50_us)} us, "
+        f"p99 {figure(shown.p99_us)} us."
     )
     for peer in (STOCK, EAGER):
         ratios = [
-            f"{_quotient(p, other):.2f} of it at batch {rows}"
+            f"{_quotient(p, other):.2f} at batch {rows}"
             for (who, rows), p in sorted(beside.items(), key=lambda item: item[0][1])
             if who == SERVED and (other := beside.get((peer, rows))) is not None
         ]
         if ratios:
-            text += f" Next to the CPU time of {peer}: {join(ratios)}."
+            text += f" Its CPU time over that of {peer}: {join(ratios)}."
     return text
 
 

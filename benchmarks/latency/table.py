@@ -9,7 +9,7 @@ from benchmarks.latency.advisor import Advice
 from benchmarks.latency.point import IN_PROCESS, WIRE, Findings, Point
 from benchmarks.latency.standing import Target
 
-WIDTH = 120
+WIDTH = 132
 NOTE = (
     "p50, p90, p99 and steps/s are wall-clock times, of this moment where others use the cores "
     "too; CPU is user and system time of a step of one row, and bears it. Ratios are of CPU times "

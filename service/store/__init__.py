@@ -14,9 +14,10 @@ Rules
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
+
+import msgspec
 
 from service.session import Record, SessionKey
 from service.store.table import Table
@@ -32,8 +33,7 @@ class Outcome(Enum):
     NO_SPACE = auto()  # there is no space for `after`, as on a full disk; nothing changed
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """Replace `before` (None: no session) by `after` (None: forget the session)."""
 
     key: SessionKey

@@ -19,10 +19,10 @@ Rules
 import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from service.engine import Engine
 from service.errors import RequestError, ShapeError, TimedOutError, TooLongError
