@@ -10,7 +10,7 @@ Rules
 - Requests of one session keep their order. A row that leaves its block stands in the batcher before
   the next block runs, and what is in the batcher goes before a block; a request that comes after a
   block waits outside until that has run (`passed`).
-- The blocks that wait, and the batcher, take turns.
+- The blocks that wait, and the batcher, take turns; and so do the tenants whose blocks wait.
 
 What a block computes and writes is to the bit what its rows would, one by one: the laws' tests run
 both ways.
@@ -107,7 +107,7 @@ class Blocks:
     inline_s: float
     batcher: Batcher[Work]
     take_up: Callable[[Block, int], None]  # let a row go on as a job
-    _waiting: deque[Block] = field(default_factory=deque)
+    _waiting: dict[str, deque[Block]] = field(default_factory=dict)  # by tenant, in order of turn
     _running: list[Block] = field(default_factory=list)
     _passed: asyncio.Event = field(default_factory=asyncio.Event)
     _records: "WeakKeyDictionary[Model, RecordRows]" = field(default_factory=WeakKeyDictionary)
@@ -115,7 +115,7 @@ class Blocks:
     def add(self, block: Block) -> None:
         """Let a block wait for its turn."""
         block.arrived_s = self.observer.clock()
-        self._waiting.append(block)
+        self._waiting.setdefault(block.tenant, deque()).append(block)
         self.batcher.hold(block.tenant, len(block))
 
     @property
@@ -146,7 +146,8 @@ class Blocks:
         seat = self.table.known(key)
         if seat is None:
             return False
-        return any((block.seats == seat).any() for block in (*self._running, *self._waiting))
+        waiting = self._waiting.get(key.tenant, ())
+        return any((block.seats == seat).any() for block in (*self._running, *waiting))
 
     async def run(self) -> int:
         """Run those whose turn it is; how many rows are done with."""
@@ -166,7 +167,10 @@ class Blocks:
         for block in blocks:
             self.batcher.let_go(block.tenant, len(block))
             for row in np.flatnonzero(open_rows[block]).tolist():
-                self._settle(block, row, error)
+                try:
+                    self._settle(block, row, error)
+                except Exception:  # a receiver's: it fails that row, and never the engine
+                    logger.exception("a row could not be told what became of it")
             block.receiver.over(block)
         self._passed.set()
         return rows
@@ -181,19 +185,29 @@ class Blocks:
             block.receiver.refused(block, row, type(error)(error.message, **error.data))
 
     def _take(self) -> list[Block]:
-        """The first that waits, and those behind it that can run with it."""
-        first = self._waiting.popleft()
-        taken, rows = [first], len(first)
-        while self._waiting:
-            block = self._waiting[0]
-            is_alike = block.model is first.model and block.x.shape[1:] == first.x.shape[1:]
-            if not is_alike or rows + len(block) > self.max_batch:
-                break
-            seats = np.concatenate([one.seats for one in (*taken, block)])
-            if len(np.unique(seats)) < len(seats):
-                break
-            taken.append(self._waiting.popleft())
-            rows += len(block)
+        """The first of the tenant whose turn it is, and what can run with it, tenant by tenant."""
+        taken: list[Block] = []
+        seats: Array = np.empty(0, np.int64)
+        is_growing = True
+        while is_growing:
+            is_growing = False
+            for tenant in list(self._waiting):
+                block = self._waiting[tenant][0]
+                first = taken[0] if taken else block
+                together = np.concatenate([seats, block.seats])
+                if taken and (
+                    block.model is not first.model
+                    or block.x.shape[1:] != first.x.shape[1:]
+                    or len(together) > self.max_batch
+                    or len(np.unique(together)) < len(together)
+                ):
+                    continue
+                taken.append(block)
+                seats, is_growing = together, True
+                queue = self._waiting.pop(tenant)
+                queue.popleft()
+                if queue:
+                    self._waiting[tenant] = queue  # at the end: the others have their turn first
         return taken
 
     async def _run(self, blocks: Sequence[Block], open_rows: dict[Block, Array]) -> None:
@@ -209,6 +223,9 @@ class Blocks:
         try:
             x = model.encode_many(x if at is None else x[at])
         except ClientError:
+            if len(blocks) > 1:  # so that it is one of them that suffers
+                for block in blocks:
+                    await self._run([block], open_rows)
             return
         records = self._records_of(model)
         with self.observer.reading:

@@ -115,7 +115,9 @@ class Engine:
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
         self.max_queue = max_queue
-        self.max_batch = max_batch
+        # Of the queue at most a half: it would wait too long for more room among single requests.
+        queue = min(max_queue, max_queue_per_tenant or max_queue)
+        self.max_block = max(1, min(max_batch, queue // 2))
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps

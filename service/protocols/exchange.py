@@ -65,7 +65,7 @@ class Exchange(Generic[Tag, Out]):
         self._write_answer = write_answer
         self._write_error = write_error
         self._max_in_flight = max_in_flight
-        self._max_block = min(max_in_flight, engine.max_batch)
+        self._max_block = min(max_in_flight, engine.max_block)
         self._protocol = protocol
         self._jobs: set[Job] = set()
         self._blocks: set[Block] = set()

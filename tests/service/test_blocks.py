@@ -88,10 +88,15 @@ def keys_of(names: Sequence[str], tenant: str = "") -> list[SessionKey]:
 
 
 def offer(
-    engine: Engine, names: Sequence[str], x: Array, steps: Sequence[int] | None = None
+    engine: Engine,
+    names: Sequence[str],
+    x: Array,
+    steps: Sequence[int] | None = None,
+    told: Told | None = None,
+    tenant: str = "",
 ) -> Told:
     """A block of sessions that live; x (N, T, ...)."""
-    keys = keys_of(names)
+    keys = keys_of(names, tenant)
     found = [engine.seat_of(key) for key in keys]
     seats = [one[0] for one in found if one is not None]
     models = {one[1] for one in found if one is not None}
@@ -102,9 +107,9 @@ def offer(
         step = None if asked[row] == ANY else asked[row]
         return Request(keys[row], Given(x[row]), step, origin=ORIGIN)
 
-    told = Told(len(names))
+    told = told or Told(len(names))
     block = Block(
-        "",
+        tenant,
         models.pop(),
         np.array(seats),
         x,
@@ -118,9 +123,12 @@ def offer(
     return told
 
 
-async def begin(engine: Engine, names: Sequence[str], x: Array, model: str) -> list[Answer]:
+async def begin(
+    engine: Engine, names: Sequence[str], x: Array, model: str, tenant: str = ""
+) -> list[Answer]:
     requests = [
-        Request(key, Given(rows), None, model) for key, rows in zip(keys_of(names), x, strict=True)
+        Request(key, Given(rows), None, model)
+        for key, rows in zip(keys_of(names, tenant), x, strict=True)
     ]
     return list(await asyncio.gather(*map(engine.predict, requests)))
 
@@ -318,6 +326,52 @@ def test_blocks_of_several_connections_share_a_batch(sine: Model, open_store: Op
     run(scenario())
 
 
+def test_tenants_whose_blocks_wait_take_turns(sine: Model, open_store: Open) -> None:
+    """One with many of them does not keep another's waiting for more than one."""
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), store=open_store(), max_batch=2) as engine:
+            ended: list[str] = []
+
+            class Ending(Told):
+                def over(self, block: Block) -> None:
+                    ended.append(block.tenant)
+                    super().over(block)
+
+            sessions = {"many": [f"{n}" for n in range(10)], "few": ["0", "1"]}
+            for tenant, names in sessions.items():
+                await begin(engine, names, draw(len(names), 1, 1), "sine-cell", tenant)
+            told: list[Told] = []
+            for tenant, names in sessions.items():
+                for start in range(0, len(names), 2):
+                    pair = names[start : start + 2]
+                    told.append(offer(engine, pair, draw(2, 1, 1), None, Ending(2), tenant))
+            for one in told:
+                assert [row[0] for row in await one.results()] == [2, 2]
+            assert ended == ["many", "few", "many", "many", "many", "many"]
+
+    run(scenario())
+
+
+def test_a_receiver_that_fails_ends_no_engine(sine: Model, open_store: Open) -> None:
+    """Its rows are lost to it; the next block is run."""
+
+    class Broken(Told):
+        def left(self, block: Block, row: int, job: Job) -> None:
+            raise ValueError("a mistake")
+
+    async def scenario() -> None:
+        async with running(Catalog([sine]), store=open_store()) as engine:
+            await begin(engine, NAMES, draw(4, 1, 1), "sine-cell")
+            broken = offer(engine, NAMES, draw(4, 1, 1, seed=1), [0, 1, 1, 1], Broken(4))
+            await asyncio.wait_for(broken.is_over.wait(), 10)
+            assert broken.rows == [1, 2, 3]
+            told = offer(engine, NAMES, draw(4, 1, 1, seed=2))
+            assert [row[0] for row in await told.results()] == [2, 3, 3, 3]
+
+    run(scenario())
+
+
 def test_a_promoted_session_moves_and_goes_on(tmp_path: Path, open_store: Open) -> None:
     """In a block as alone: on the new version, from its state."""
     specs = [Spec("m", seed=1), Spec("m", seed=2, scaling=scaling(1, 1))]
@@ -349,7 +403,7 @@ def test_what_nobody_waits_for_is_not_run(sine: Model, open_store: Open) -> None
             await begin(engine, NAMES, draw(4, 1, 1), "sine-cell")
             told = offer(engine, NAMES, draw(4, 1, 1, seed=1))
             assert engine._blocks is not None
-            engine._blocks._waiting[0].is_abandoned = True
+            engine._blocks._waiting[""][0].is_abandoned = True
             await asyncio.wait_for(told.is_over.wait(), 10)
             assert (told.dones, told.errors, told.jobs) == ([], {}, {})
             records = await store.get(keys_of(NAMES))
