@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         load_after=os.getloadavg(),
     )
     rows = summarise(findings.points, arguments.baseline)
-    Console(width=118).print(found)
+    Console(width=126).print(found)
     verdicts = judge(findings.points)
     show(rows, findings, verdicts, arguments.baseline)
     if arguments.json:

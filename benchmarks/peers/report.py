@@ -27,7 +27,7 @@ def show(
     rows: Sequence[Row], findings: Findings, verdicts: Sequence[Verdict], baseline: str
 ) -> None:
     """The tables, and who could not take part."""
-    console = Console(width=118)
+    console = Console(width=126)
     if rows:
         console.print(_speed(rows, baseline))
         console.print(NOTE)
