@@ -50,19 +50,14 @@ protos: $(INSTALLED)
 # whole of them: `python -m benchmarks.latency --full`, `benchmarks.int8`, `benchmarks.sessions`.
 bench: demos
 	$(BIN)/python -m benchmarks.latency
-<<<<<<< HEAD
 	$(BIN)/python -m benchmarks.int8 --hidden 128 --batch 1 64 --turns 11 --iterations 30 \
 		--drift-steps 2000
+	$(BIN)/python -m benchmarks.engine --batch 1 64 --rounds 5
 	$(BIN)/python -m benchmarks.sessions --rounds 5 --sessions 100000
 
 # Carousel beside what a user would pick instead; installs them under .peers (2.5 GB).
 bench-peers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers --json .peers/peers.json --plot .peers/peers.png
-=======
-	$(BIN)/python -m benchmarks.int8
-	$(BIN)/python -m benchmarks.engine --batch 1 64 --rounds 5
-	$(BIN)/python -m benchmarks.sessions --sessions 100000
->>>>>>> main
 
 # Debian packages are installed where that is allowed; elsewhere the tests that need them skip.
 packages:

@@ -12,11 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-<<<<<<< HEAD
 from matplotlib.ticker import FuncFormatter
-=======
-from matplotlib.ticker import FuncFormatter, NullLocator
->>>>>>> main
 
 from export.gate_errors import GateError
 from export.measured import Measured
@@ -165,40 +161,4 @@ def gate_figure(gates: Sequence[GateError], title: str) -> str:
     axes.set_xlabel("error of the pre-activation")
     quiet(axes)
     axes.grid(visible=False, axis="y")
-<<<<<<< HEAD
     return as_svg(figure, title, _VARIABLES)
-=======
-    return _svg(figure, title)
-
-
-def _quiet(axes: Axes) -> None:
-    """Two spines, pale grid lines, ticks without strokes."""
-    axes.grid(visible=True, which="major", color=LINE, lw=0.7)
-    axes.set_axisbelow(True)
-    # Not drawn anyhow, and most of the time that a logarithmic axis takes.
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.tick_params(which="both", length=0, colors=MUTED, labelsize=9)
-    axes.xaxis.label.set_color(MUTED)
-    axes.yaxis.label.set_color(MUTED)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(MUTED)
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """The figure as an element of HTML; the same figure gives the same bytes."""
-    buffer = io.StringIO()
-    # Text as text, and ids from a fixed salt.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    used = set(re.findall(r"#([\w-]+)[\")]", text))
-    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
-    for color, variable in _VARIABLES.items():
-        text = text.replace(color, f"var({variable})")
-    text = re.sub(r"'[^']+'(, '[^']+')*(, [\w-]+)*, sans-serif", "system-ui, sans-serif", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
->>>>>>> main
