@@ -21,6 +21,7 @@ SERVICE_ORDER: list[set[str]] = [
         "cpu",
         "vocabulary",
         "choice",
+        "collector",
         "key_ring",
         "logs",
         "metrics",
@@ -76,9 +77,14 @@ SERVICE_ORDER: list[set[str]] = [
     {
         "protocols.exchange",
         "protocols.content_coding",
+        "protocols.one_write",
+        "protocols.watches",
         "protocols.openapi_form",
         "protocols.openapi_bodies",
+        "protocols.seating",
     },
+    {"protocols.gathering"},
+    {"protocols.lines"},
     {
         "protocols.around",
         "protocols.many",
