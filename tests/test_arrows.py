@@ -188,7 +188,11 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
     "tritonclient": set[str](),
 }
 LEAVING_TORCH = {  # how the names of what torch will drop begin -> the modules that may use them
-    "torch.jit": {"export.graphs.torchscript", "service.torchscript_backend"},
+    "torch.jit": {
+        "benchmarks.latency.torchscript",
+        "export.graphs.torchscript",
+        "service.torchscript_backend",
+    },
     "torch._C._jit": {"export.graphs.torchscript"},
     "torch.ao": {"export.graphs.torch_int8"},
     "torch.quantization": set[str](),
