@@ -64,6 +64,8 @@ async def _commit_rows(
             continue
         if len(before.state) == len(after.state) == size:
             seated.append((place, found[0], before, after))
+    if not seated:
+        return {}
     dtype = np.dtype([("all", f"V{size}")])
     records = RecordRows("m", "v", dtype, b"")
     look = await store.table.read(np.array([seat for _, seat, _, _ in seated], np.int64), records)
