@@ -52,6 +52,7 @@ bench: demos
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.int8 --hidden 128 --batch 1 64 --turns 11 --iterations 30 \
 		--drift-steps 2000
+	$(BIN)/python -m benchmarks.engine --batch 1 64 --rounds 5
 	$(BIN)/python -m benchmarks.sessions --rounds 5 --sessions 100000
 
 # Carousel beside what a user would pick instead; installs them under .peers (2.5 GB).

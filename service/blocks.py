@@ -10,6 +10,7 @@ Rules
 - Requests of one session keep their order. A row that leaves its block stands in the batcher before
   the next block runs, and what is in the batcher goes before a block; a request that comes after a
   block waits outside until that has run (`passed`).
+- A block whose time is up when its turn comes is refused; one that has begun is answered.
 - The blocks that wait, and the batcher, take turns; and so do the tenants whose blocks wait.
 
 What a block computes and writes is to the bit what its rows would, one by one: the laws' tests run
@@ -31,7 +32,7 @@ import numpy as np
 from service.batcher import Batcher
 from service.catalog import Catalog
 from service.errors import CarouselError, ClientError, InternalError
-from service.job import Job, Request
+from service.job import Job, Request, timed_out
 from service.layout import State
 from service.logs import about
 from service.model import Model
@@ -107,6 +108,7 @@ class Blocks:
     inline_s: float
     batcher: Batcher[Work]
     take_up: Callable[[Block, int], None]  # let a row go on as a job
+    timeout_s: float | None = None  # what any request may take
     _waiting: dict[str, deque[Block]] = field(default_factory=dict)  # by tenant, in order of turn
     _running: list[Block] = field(default_factory=list)
     _passed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -155,8 +157,10 @@ class Blocks:
         rows = sum(len(block) for block in blocks)
         open_rows = {block: np.ones(len(block), bool) for block in blocks}
         error: CarouselError | None = None
+        late = {block: why for block in blocks if (why := self._too_late(block)) is not None}
         try:
-            await self._run([b for b in blocks if not b.is_abandoned], open_rows)
+            wanted = [b for b in blocks if not b.is_abandoned and b not in late]
+            await self._run(wanted, open_rows)
         except CarouselError as why:
             logger.error("a block of %d requests failed: %s", rows, why.message, extra=_of(blocks))
             error = why
@@ -168,12 +172,18 @@ class Blocks:
             self.batcher.let_go(block.tenant, len(block))
             for row in np.flatnonzero(open_rows[block]).tolist():
                 try:
-                    self._settle(block, row, error)
+                    self._settle(block, row, late.get(block, error))
                 except Exception:  # a receiver's: it fails that row, and never the engine
                     logger.exception("a row could not be told what became of it")
             block.receiver.over(block)
         self._passed.set()
         return rows
+
+    def _too_late(self, block: Block) -> CarouselError | None:
+        timeout_s = block.origin.within(self.timeout_s).timeout_s
+        if timeout_s is None or self.observer.clock() - block.arrived_s < timeout_s:
+            return None
+        return timed_out(timeout_s)
 
     def _settle(self, block: Block, row: int, error: CarouselError | None) -> None:
         if block.is_abandoned:

@@ -8,7 +8,8 @@ Rules
 - A result that is not finite fails that row alone; its session stays as it was.
 - An exception in a run fails the jobs of that batch, and never the loop.
 - Once draining, accepted requests are answered and new ones refused.
-- A job that nobody waits for any more is not run.
+- A job that nobody waits for any more is not run. One whose time is up is refused, and if it ran
+  just then what came of it is thrown away, unless its commit was under way.
 - A forecast is a job like others, whose rows are never committed (`service/forecast.py`).
 - A job whose model must first be loaded is put aside meanwhile, with its session; others go on.
 
@@ -47,7 +48,7 @@ from service.forecast import (
     check_session,
 )
 from service.homes import Fetch, Homes
-from service.job import Answer, Job, Request
+from service.job import Answer, Job, Request, timed_out
 from service.logs import about
 from service.metrics import PUBLISH_PERIOD_S, Metrics, forget_dead_workers, unread_metrics
 from service.model import Model
@@ -98,6 +99,7 @@ class Engine:
         max_steps: int,
         max_forecast_steps: int = MAX_FORECAST_STEPS,
         max_queue_per_tenant: int | None = None,
+        request_timeout_s: float | None = None,
         metrics: Metrics | None = None,
         sweep_period_s: float | None = None,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
@@ -107,6 +109,7 @@ class Engine:
     ) -> None:
         """
         Args:
+            request_timeout_s: what any request may take; None: as long as it takes.
             metrics: None: counted in a registry that nobody reads.
             tracing: None: there are no spans.
             sweep_period_s: between two looks for idle sessions; None: somebody else looks.
@@ -115,6 +118,7 @@ class Engine:
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
         self.max_queue = max_queue
+        self._request_timeout_s = request_timeout_s
         # Of the queue at most a half: it would wait too long for more room among single requests.
         queue = min(max_queue, max_queue_per_tenant or max_queue)
         self.max_block = max(1, min(max_batch, queue // 2))
@@ -145,6 +149,7 @@ class Engine:
             INLINE_S,
             self._batcher,
             self._take_up,
+            request_timeout_s,
         )
         self._under_way = UnderWay(
             max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
@@ -178,6 +183,7 @@ class Engine:
             self._observer.turn_away(request, error, arrived_s)
             raise
         self._observer.accept(job, arrived_s)
+        self._limit(job)
         self._work.set()
         return job
 
@@ -222,6 +228,7 @@ class Engine:
             self._turn_away(block, row, request, error)
         else:
             self._observer.accept(job, block.arrived_s)
+            self._limit(job)
             block.receiver.left(block, row, job)
 
     async def _read_anew(self, block: Block, row: int) -> None:
@@ -233,6 +240,7 @@ class Engine:
             self._turn_away(block, row, request, error)
             return
         self._observer.accept(job, block.arrived_s)
+        self._limit(job)
         block.receiver.left(block, row, job)
         self._work.set()
 
@@ -267,6 +275,8 @@ class Engine:
         self._observer.accept(forecast, arrived_s)
         if forecast.is_whole:
             self._observer.end(forecast)
+        else:
+            self._limit(forecast)
         return forecast
 
     async def _begin_forecast(self, request: ForecastRequest) -> Forecast:
@@ -315,6 +325,28 @@ class Engine:
         if self._batcher.discard(job):
             self._room.set()
             self._observer.abandon(job)
+
+    def _limit(self, work: Work) -> None:
+        """Refuse it once its time is up."""
+        timeout_s = work.request.origin.within(self._request_timeout_s).timeout_s
+        if timeout_s is None:
+            return
+        loop = asyncio.get_running_loop()
+        waited_s = self._observer.clock() - work.arrived_s
+        work.timeout_s, work.due_s = timeout_s, loop.time() + timeout_s - waited_s
+        timer = loop.call_at(work.due_s, self._time_out, work)
+        work.future.add_done_callback(lambda _: timer.cancel())
+
+    def _time_out(self, work: Work) -> None:
+        if work.future.done() or work.is_committing:
+            return
+        error = timed_out(work.timeout_s)
+        if self._batcher.discard(work):
+            self._room.set()
+            self._observer.end(work, error)
+        else:
+            work.too_late = error
+        work.future.set_exception(error)
 
     async def show_metrics(self) -> None:
         """Bring what /metrics shows up to date, live sessions last, as the store may fail."""
@@ -586,6 +618,8 @@ class Engine:
                 self._refuse(row.job, result)
             elif isinstance(row.job, Forecast):
                 self._tell(row.job, result)
+            elif row.job.too_late is not None:
+                self._refuse(row.job, row.job.too_late)
             elif row.job.steps_left == 0:
                 whole.append(row.job)
             else:
@@ -626,6 +660,8 @@ class Engine:
             commits.append(Commit(job.key, before, after, job.request.most))
         if not commits:
             return
+        for job, _ in records:
+            job.is_committing = True
         with self._observer.committing:
             outcomes = await self._store.commit(commits)
         for (job, record), outcome in zip(records, outcomes, strict=True):
@@ -640,8 +676,11 @@ class Engine:
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
                 self._leave(job)
                 self._observer.leave(job)
+            elif asyncio.get_running_loop().time() >= job.due_s:
+                self._refuse(job, timed_out(job.timeout_s))
             else:
                 self.metrics.lost_commit()
+                job.is_committing = False
                 job.restart()
                 self._batcher.release(job, finished=False)
 

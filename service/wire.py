@@ -109,6 +109,7 @@ E = TypeVar("E", Envelope, FrameEnvelope, ForecastEnvelope)
 
 _envelopes = msgspec.json.Decoder(Envelope)
 _frame_envelopes = msgspec.json.Decoder(FrameEnvelope)
+_frame_arrays = msgspec.json.Decoder(list[FrameEnvelope])
 _frame_ids = msgspec.json.Decoder(_FrameIdOnly)
 _forecast_envelopes = msgspec.json.Decoder(ForecastEnvelope)
 _texts = msgspec.json.Decoder(str | list[str])
@@ -125,9 +126,27 @@ def decode_envelope(body: bytes) -> Envelope:
     return _decode(_envelopes, body, _FIELDS)
 
 
+def read_envelope(body: bytes) -> Envelope:
+    """`decode_envelope` without its explanations; `step` may be beyond `MAX_STEP`.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: `decode_envelope` says why.
+    """
+    return _envelopes.decode(body)
+
+
 def decode_frame(body: bytes) -> FrameEnvelope:
     """Read a text frame up to `x`; raises as `decode_envelope`."""
     return _decode(_frame_envelopes, body, _FRAME_FIELDS)
+
+
+def read_frames(body: bytes) -> list[FrameEnvelope] | None:
+    """The text frames of an array, or None if one of them is not what `decode_frame` takes."""
+    try:
+        frames = _frame_arrays.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if any(one.step is not None and one.step > MAX_STEP for one in frames) else frames
 
 
 def find_id(body: bytes) -> FrameId:
@@ -183,6 +202,29 @@ def decode_rows(raw: bytes, shape: RowShape) -> Array:
     if rows.shape[1:] != shape.tail or 0 in rows.shape:
         raise wrong_shape(rows.shape, shape)
     return rows
+
+
+def decode_many_rows(raws: Sequence[msgspec.Raw], shape: RowShape) -> list[Any] | None:
+    """Several `x` as nested lists, or None if one of them is no list of that rank, of numbers."""
+    try:
+        decoded: list[Any] = _rows_decoder(len(shape.tail) + 2, shape.dtype).decode(
+            b"[" + b",".join(raws) + b"]"
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return decoded
+
+
+def stacked_rows(many: Sequence[Any], shape: RowShape) -> Array | None:
+    """(N, T, *tail), as `decode_rows` gives each, of `decode_many_rows` with T steps each.
+
+    None if they are not all of that shape, or hold a number that is beyond its dtype.
+    """
+    try:
+        rows = np.array(many, "float64" if shape.dtype == "float32" else "int64")
+    except (ValueError, OverflowError):
+        return None
+    return rows if rows.shape[2:] == shape.tail and 0 not in rows.shape else None
 
 
 def _is_text(raw: bytes) -> bool:

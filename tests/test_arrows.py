@@ -78,7 +78,10 @@ SERVICE_ORDER: list[set[str]] = [
         "protocols.content_coding",
         "protocols.openapi_form",
         "protocols.openapi_bodies",
+        "protocols.seating",
     },
+    {"protocols.gathering"},
+    {"protocols.lines"},
     {
         "protocols.around",
         "protocols.many",

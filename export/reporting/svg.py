@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 INK, MUTED, LINE = "#0000f1", "#0000f2", "#0000f3"
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"}
@@ -21,8 +21,9 @@ def quiet(axes: Axes) -> None:
     """Two spines, pale grid lines, ticks without strokes."""
     axes.grid(visible=True, which="major", color=LINE, lw=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    # Not drawn anyhow, and most of the time that a logarithmic axis takes.
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(which="both", length=0, colors=MUTED, labelsize=9)
     axes.xaxis.label.set_color(MUTED)
     axes.yaxis.label.set_color(MUTED)

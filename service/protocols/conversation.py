@@ -15,10 +15,11 @@ Rules
 - Who waits for whom is `Exchange`'s affair, as under every protocol that streams.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from service.blocks import Block, Done
 from service.engine import Engine
 from service.errors import (
     CarouselError,
@@ -34,10 +35,29 @@ from service.origin import Origin
 from service.protocols.asgi import ClientGone, Message, Receive, Send
 from service.protocols.binary import Handles, Record, answered, refused
 from service.protocols.exchange import Exchange, refusal
-from service.protocols.frames import NO_HANDLE, Dtype, Reply, decode_requests, encode_replies
+from service.protocols.frames import (
+    NO_HANDLE,
+    REPLY_HEAD,
+    Dtype,
+    Replies,
+    Reply,
+    decode_requests,
+    encode_replies,
+)
+from service.protocols.gathering import LEAST_ROWS, Arrival, hand_over
+from service.protocols.lines import Names, seat_bodies, write_bodies
 from service.protocols.many import is_array, split
 from service.protocols.native import request_of, write_answer
-from service.wire import FrameId, decode_frame, encode, find_id
+from service.protocols.seating import Seating
+from service.wire import (
+    Array,
+    FrameEnvelope,
+    FrameId,
+    decode_frame,
+    encode,
+    find_id,
+    read_frames,
+)
 
 # Of replies in one frame, unless one reply alone is longer: a quarter of what the Python package
 # `websockets` takes unless told otherwise (1 MiB).
@@ -72,10 +92,10 @@ Tag = Text | Record
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """What answers one request: a text frame, or a record of a binary frame."""
+    """What answers requests: a text frame for each, or records of a binary frame."""
 
-    text: bytes = b""
-    record: Reply | None = None
+    texts: Sequence[bytes] = ()
+    records: Reply | Replies | None = None
     dtype: Dtype = Dtype.FLOAT32
 
 
@@ -100,7 +120,8 @@ class Conversation:
         self._admit = admit
         self._origin = origin
         self._max_frame_bytes = max_frame_bytes
-        self._handles = Handles(tenant)
+        self._handles = Handles(engine, tenant)
+        self._names = Names(Seating(engine), tenant)
         self._exchange: Exchange[Tag, Out] = Exchange(
             engine, tenant, _write_answer, _write_error, protocol=PROTOCOL
         )
@@ -179,14 +200,48 @@ class Conversation:
             tag = Text(self._frames)
             await self._exchange.submit(tag, partial(self._text_request, tag, body, caller))
             return
+        bodies = read_frames(body)
+        if bodies is not None and LEAST_ROWS <= len(bodies) <= self._engine.max_queue:
+            await self._hand_over(self._texts(bodies, caller))
+            return
         try:
-            bodies = split(body, self._engine.max_queue)
+            raw = split(body, self._engine.max_queue)
         except ClientError as error:
             await self._refuse(Text(self._frames), error)
             return
-        for item, one in enumerate(bodies):
+        for item, one in enumerate(raw):
             self._next = tag = Text(self._frames, item)
             await self._exchange.submit(tag, partial(self._text_request, tag, one, caller))
+
+    async def _hand_over(self, arrival: Arrival[Tag, Out]) -> None:
+        def note(count: int) -> None:
+            self._next = arrival.tag(count)
+            if isinstance(self._next, Text):
+                self._next.id = None  # which names what was read
+
+        await hand_over(self._exchange, self._tenant, arrival, note)
+
+    def _texts(self, bodies: Sequence[FrameEnvelope], caller: Caller) -> Arrival[Tag, Out]:
+        """The bodies of an array."""
+        frame, names = self._frames, self._names
+        seats, steps, bundles = seat_bodies(bodies, names)
+
+        def write(rows: Array, block: Block, done: Done) -> Out:
+            asked = [bodies[row] for row in rows.tolist()]
+            replies = write_bodies(asked, names, block, done)
+            return Out([_named(body.id, reply) for body, reply in zip(asked, replies, strict=True)])
+
+        return Arrival(
+            seats,
+            steps,
+            bundles,
+            names.generation,
+            self._origin,
+            tag=lambda row: Text(frame, row, bodies[row].id),
+            read=lambda row: request_of(bodies[row], caller, self._origin),
+            left=lambda row: names.forget(bodies[row].session_id),
+            write=write,
+        )
 
     def _text_request(self, tag: Text, body: bytes, caller: Caller) -> Request:
         try:
@@ -204,10 +259,14 @@ class Conversation:
         except ClientError as error:
             await self._refuse(_whole(self._frames), error)
             return
-        for item, handle in enumerate(frame.heads["handle"].tolist()):
-            self._next = tag = Record(self._frames, item, handle, frame.dtype)
-            read = partial(self._handles.request, frame, item, caller, self._origin)
-            await self._exchange.submit(tag, read)
+        arrival = self._handles.arrival(
+            frame,
+            self._frames,
+            caller,
+            self._origin,
+            lambda records, dtype: Out((), records, dtype),
+        )
+        await self._hand_over(arrival)
 
     async def _refuse(self, tag: Tag, error: CarouselError) -> None:
         """Answer a frame by an error once there is room: who does not read gets no more of them."""
@@ -225,45 +284,58 @@ def _whole(frame: int) -> Record:
 
 def _write_answer(tag: Tag, answer: Answer) -> Out:
     if isinstance(tag, Record):
-        return Out(record=answered(tag, answer), dtype=tag.reply_dtype)
-    body = write_answer(answer)
-    return Out(body if tag.id is None else b'{"id":%s,%s' % (encode(tag.id), body[1:]))
+        return Out((), answered(tag, answer), tag.reply_dtype)
+    return Out([_named(tag.id, write_answer(answer))])
+
+
+def _named(name: FrameId, body: bytes) -> bytes:
+    """A reply with the client's own name for it."""
+    return body if name is None else b'{"id":%s,%s' % (encode(name), body[1:])
 
 
 def _write_error(tag: Tag, error: CarouselError, request: Request | None) -> Out:
     if isinstance(tag, Record):
-        return Out(record=refused(tag, error, request), dtype=tag.reply_dtype)
+        return Out((), refused(tag, error, request), tag.reply_dtype)
     place: dict[str, object] = {"frame": tag.frame}
     if tag.item is not None:
         place["item"] = tag.item
     if tag.id is not None:
         place["id"] = tag.id
-    return Out(encode(refusal(error, request, **place)))
+    return Out([encode(refusal(error, request, **place))])
 
 
 def _messages(outs: list[Out]) -> Iterator[Message]:
     """The frames to send: a text each, and of records that follow each other as many as fit."""
-    records: list[Reply] = []
+    records: list[Reply | Replies] = []
     size, dtype = 0, Dtype.FLOAT32
     for out in outs:
-        more = _size_of(out)
-        is_alike = out.record is not None and out.dtype is dtype
-        if records and not (is_alike and size + more <= REPLY_FRAME_BYTES):
-            yield _binary(records, dtype)
-            records, size = [], 0
-        if out.record is None:
-            yield {"type": "websocket.send", "text": out.text.decode()}
-        else:
-            records.append(out.record)
+        for part, more in _pieces(out):
+            if records and not (out.dtype is dtype and size + more <= REPLY_FRAME_BYTES):
+                yield _binary(records, dtype)
+                records, size = [], 0
+            records.append(part)
             size, dtype = size + more, out.dtype
+        for text in out.texts:
+            if records:
+                yield _binary(records, dtype)
+                records, size = [], 0
+            yield {"type": "websocket.send", "text": text.decode()}
     if records:
         yield _binary(records, dtype)
 
 
-def _size_of(out: Out) -> int:
-    y = out.record.y if out.record is not None else None
-    return 512 if y is None else 32 + y.size * out.dtype.numpy.itemsize  # an error: some 300
+def _pieces(out: Out) -> Iterator[tuple[Reply | Replies, int]]:
+    """The records of one, each piece as large as a frame at most, and its bytes."""
+    found, itemsize = out.records, out.dtype.numpy.itemsize
+    if isinstance(found, Replies):
+        one = REPLY_HEAD.itemsize + found.y.shape[1] * itemsize
+        most = max(1, REPLY_FRAME_BYTES // one)
+        for start in range(0, len(found.y), most):
+            piece = found.part(start, start + most)
+            yield piece, one * len(piece.y)
+    elif found is not None:
+        yield found, 512 if found.y is None else 32 + found.y.size * itemsize  # an error: some 300
 
 
-def _binary(records: list[Reply], dtype: Dtype) -> Message:
+def _binary(records: list[Reply | Replies], dtype: Dtype) -> Message:
     return {"type": "websocket.send", "bytes": encode_replies(records, dtype)}

@@ -113,28 +113,33 @@ class Exchange(Generic[Tag, Out]):
         """How many requests a block may have."""
         return self._max_block
 
-    async def submit_block(
+    async def submit_blocks(
         self,
-        block: Block,
+        blocks: Sequence[Block],
         write: Callable[[Block, Done], Out],
-        tag_of: Callable[[int], Tag],
+        tag_of: Callable[[Block, int], Tag],
     ) -> None:
-        """Wait for room, and hand a block to the engine; what answers it is sent later.
+        """Wait for room, and hand blocks to the engine; what answers them is sent later.
+
+        They are taken together or, where a drain ends the wait, not at all.
 
         Args:
-            write: makes one of all rows that ran as a block; any number of them.
+            blocks: in their order, of `max_block` requests in all at most.
+            write: makes one of all rows of a block that ran as such; any number of them.
             tag_of: of a row that goes on by itself, as if it had been submitted.
         Raises:
-            DrainingError: nothing of it is run.
+            DrainingError: nothing of them is run.
         """
-        while self._in_flight and self._in_flight + len(block) > self._max_in_flight:
+        rows = sum(len(block) for block in blocks)
+        while self._in_flight and self._in_flight + rows > self._max_in_flight:
             self._room.clear()
             await self._room.wait()
-        await self._engine.wait_for_room(self._tenant, len(block))
-        block.receiver = _Rows(self, write, tag_of)
-        self._engine.offer(block)
-        self._in_flight += len(block)
-        self._blocks.add(block)
+        await self._engine.wait_for_room(self._tenant, rows)
+        for block in blocks:
+            block.receiver = _Rows(self, write, tag_of)
+            self._engine.offer(block)
+            self._blocks.add(block)
+        self._in_flight += rows
 
     def refuse(self, tag: Tag, error: CarouselError, request: Request | None = None) -> None:
         """Answer one request, which is not run, with an error."""
@@ -261,7 +266,7 @@ class _Rows(Generic[Tag, Out]):
         self,
         exchange: Exchange[Tag, Out],
         write: Callable[[Block, Done], Out],
-        tag_of: Callable[[int], Tag],
+        tag_of: Callable[[Block, int], Tag],
     ) -> None:
         self._exchange = exchange
         self._write = write
@@ -278,10 +283,10 @@ class _Rows(Generic[Tag, Out]):
             self._exchange._put(out, len(done.rows))
 
     def left(self, block: Block, row: int, job: Job) -> None:
-        self._exchange._watch(job, self._tag_of(row))
+        self._exchange._watch(job, self._tag_of(block, row))
 
     def refused(self, block: Block, row: int, error: CarouselError) -> None:
-        self._exchange._put_error(self._tag_of(row), error, block.request(row))
+        self._exchange._put_error(self._tag_of(block, row), error, block.request(row))
 
     def over(self, block: Block) -> None:
         self._exchange._blocks.discard(block)

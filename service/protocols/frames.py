@@ -33,6 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,14 @@ class Frame:
     json: bytes
 
     @cached_property
+    def starts(self) -> Array:
+        """(records + 1,) int64: where the values of each begin, and end."""
+        return np.append(0, np.cumsum(_sizes(self.heads).astype(np.int64)))
+
+    @cached_property
     def _starts(self) -> list[int]:
-        return [0, *np.cumsum(_sizes(self.heads)).tolist()]
+        starts: list[int] = self.starts.tolist()
+        return starts
 
     @cached_property
     def _shapes(self) -> list[tuple[int, int]]:
@@ -162,6 +169,18 @@ class Reply:
     y: Array | None = None  # (steps, width), raw units; None: refused
     status: int = 0  # .. with this HTTP status
     error: Mapping[str, Any] | None = None  # .. and this body: {"error": {"code", "message", ..}}
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """Records of a reply frame that are alike: answers of equally many steps."""
+
+    heads: Array  # (n,) REPLY_HEAD
+    y: Array  # (n, steps x width), raw units
+
+    def part(self, start: int, end: int) -> "Replies":
+        """Some of them."""
+        return Replies(self.heads[start:end], self.y[start:end])
 
 
 def encode_requests(
@@ -188,28 +207,35 @@ def decode_requests(body: bytes) -> Frame:
     return _decode(body, Kind.REQUEST)
 
 
-def encode_replies(replies: Sequence[Reply], dtype: Dtype = Dtype.FLOAT32) -> bytes:
+def encode_replies(replies: Sequence[Reply | Replies], dtype: Dtype = Dtype.FLOAT32) -> bytes:
     """One reply frame; each `y` is cast to `dtype`."""
-    heads = np.array(
-        [
-            (
-                reply.handle,
-                0 if reply.y is None else len(reply.y),
-                reply.step,
-                0 if reply.y is None else reply.y.size // len(reply.y),
-                reply.status,
-                reply.flags,
-                reply.frame,
-                reply.item,
-            )
-            for reply in replies
-        ],
-        REPLY_HEAD,
-    )
+    heads = np.concatenate(list(_heads(replies)))
     with np.errstate(over="ignore"):  # float64 beyond float32 is infinite there
-        parts = [reply.y.astype(dtype.numpy).tobytes() for reply in replies if reply.y is not None]
-    errors = [reply.error for reply in replies if reply.status]
+        parts = [one.y.astype(dtype.numpy).tobytes() for one in replies if one.y is not None]
+    errors = [one.error for one in replies if isinstance(one, Reply) and one.status]
     return _join(Kind.REPLY, dtype, heads, parts, _dump(errors) if errors else b"")
+
+
+def _heads(replies: Sequence[Reply | Replies]) -> Iterator[Array]:
+    for kind, run in groupby(replies, type):
+        if kind is Replies:
+            yield from (one.heads for one in run if isinstance(one, Replies))
+        else:
+            yield np.array([_head(one) for one in run if isinstance(one, Reply)], REPLY_HEAD)
+
+
+def _head(reply: Reply) -> tuple[int, ...]:
+    y = reply.y
+    return (
+        reply.handle,
+        0 if y is None else len(y),
+        reply.step,
+        0 if y is None else y.size // len(y),
+        reply.status,
+        reply.flags,
+        reply.frame,
+        reply.item,
+    )
 
 
 def decode_replies(body: bytes) -> list[Reply]:

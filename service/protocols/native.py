@@ -59,7 +59,7 @@ from service.protocols.copies import (
 from service.protocols.forecast import read_forecast, serve_forecast
 from service.protocols.idempotency import idempotency_key_of
 from service.protocols.many import is_array, predict_many
-from service.protocols.ndjson import serve_stream
+from service.protocols.ndjson import Bodies, serve_stream
 from service.session import SessionKey
 from service.snapshot import Keyring
 from service.wire import (
@@ -250,18 +250,15 @@ class NativeApp:
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = origin_of(scope["headers"], "stream")
 
-        def read_line(line: bytes) -> Request:
-            # Asked for each line: a key that is revoked or expires ends here, not with the stream.
-            return read_request(line, self._access.admit(scope), origin)
-
+        bodies = Bodies(
+            admit=lambda: self._access.admit(scope),
+            read=lambda body, caller: read_request(body, caller, origin),
+            request_of=lambda envelope, caller: request_of(envelope, caller, origin),
+            write_answer=write_answer,
+        )
+        tenant = scope[CALLER].tenant
         await serve_stream(
-            self._engine,
-            receive,
-            send,
-            read_line,
-            write_answer,
-            self._max_body_bytes,
-            scope[CALLER].tenant,
+            self._engine, receive, send, bodies, self._max_body_bytes, tenant, origin
         )
 
     async def _forecast(self, scope: Scope, receive: Receive, send: Send) -> None:

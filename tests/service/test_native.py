@@ -285,7 +285,11 @@ def test_a_body_is_split_into_lines_however_it_is_cut(
     async def split() -> list[tuple[int, bytes | None]]:
         parts = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
         client = Client(*parts, whole_body(b""))
-        return [(line.number, line.text) async for line in split_lines(client.receive, 8)]
+        return [
+            pair
+            async for lines in split_lines(client.receive, 8)
+            for pair in zip(lines.numbers, lines.texts, strict=True)
+        ]
 
     assert run(split()) == lines
 
@@ -296,10 +300,10 @@ def test_a_body_that_breaks_off_has_no_last_line() -> None:
     async def split() -> list[bytes | None]:
         client = Client({"type": "http.request", "body": b"a\nb", "more_body": True})
         client.hang_up()
-        lines = []
+        lines: list[bytes | None] = []
         with pytest.raises(ClientGone):
-            async for line in split_lines(client.receive, 8):
-                lines.append(line.text)
+            async for together in split_lines(client.receive, 8):
+                lines += together.texts
         return lines
 
     assert run(split()) == [b"a"]
