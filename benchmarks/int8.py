@@ -5,7 +5,7 @@ step, and of a chunk, as a ratio of rowwise to stock; and how far either drifts 
 network on the months that it was not trained on, repeated to 10,000 steps. Both are of the same
 graphs. With `--untrained` y is h of a seeded cell: of that no small part stays in float.
 
-Stock is the package's own float graph of one step (or chunk), an LSTM node, after
+Stock is a float graph of one step (or chunk), an LSTM node and what stands around it, after
 `quantize_dynamic`, per channel, all rows in one call: faster than it is ever served, as a row then
 feels its neighbours. The two take turns, slice by slice, and a slice's time is the thread's CPU
 time, so that a machine that is busy elsewhere slows both. The ratio is the median over the turns.
@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from benchmarks.conditions import conditions
 from export.draft import ports_of
 from export.finding import find_reference
+from export.graphs.cell_graph import write_cell_graphs
+from export.graphs.step_graph import Products
 from export.graphs.stock import write_stock_int8
-from export.lowered import Lowered
-from export.lowering import lower_reference
+from export.lowering import LoweredNetwork, lower_reference
 from export.precision import ALL_ROWWISE
 from models.data import temperature
 from service.manifest import Ports
@@ -143,6 +144,8 @@ class Contest:
         x = torch.from_numpy(seen[None, :EXAMPLE_STEPS])
         reference = find_reference(module.eval().requires_grad_(False), x)
         lowered, ports = lower_reference(reference, x), ports_of(reference, x.numpy())
+        if not isinstance(lowered, LoweredNetwork):
+            raise TypeError(f"an LSTM cell was lowered to a {type(lowered).__name__}")
         self._chunk, self._step = (_sessions(lowered, ports, k) for k in (0, 1))
 
     def time(self, batch: int, steps: int, turns: int) -> Point:
@@ -150,7 +153,9 @@ class Contest:
         rng = np.random.default_rng(0)
         feed = self._feed(rng.standard_normal((batch, steps, self._input_size)), rng)
         sessions = self._step
-        if steps > 1:
+        if steps == 1:
+            feed["x"] = feed["x"][:, 0]
+        else:
             sessions = self._chunk
             feed["lengths"] = np.full(batch, steps, np.int64)
         names = ("stock", "rowwise")
@@ -173,7 +178,7 @@ class Contest:
             state = [np.zeros((1, self._hidden), np.float32)] * 2
             rows = []
             for t in range(steps):
-                now = np.ascontiguousarray(x[:, t : t + 1], np.float32)
+                now = np.ascontiguousarray(x[:, t], np.float32)
                 row, *state = session.run(None, {"x": now, "h_0": state[0], "c_0": state[1]})
                 rows.append(row)
             y[name] = np.concatenate(rows)
@@ -212,9 +217,9 @@ def _trained(input_size: int, hidden: int, seen: Array, iterations: int) -> nn.M
     return module
 
 
-def _sessions(lowered: Lowered, ports: Ports, which: int) -> dict[str, ort.InferenceSession]:
+def _sessions(lowered: LoweredNetwork, ports: Ports, which: int) -> dict[str, ort.InferenceSession]:
     """Of the graphs over a chunk (0) or of one step (1)."""
-    graph = lowered.float_graphs(ports)[which]
+    graph = write_cell_graphs(lowered.network, ports, Products())[which]
     with tempfile.TemporaryDirectory() as folder:
         stock = Path(folder) / "stock.onnx"
         write_stock_int8(graph, stock)

@@ -19,7 +19,8 @@ from export.algebra.recognise import lower
 from export.algebra.sensitivity import find_sensitivities
 from export.algebra.trace import trace_step
 from export.errors import DecisionError, LoweringError
-from export.graphs.cell_graph import fits_nodes, write_cell_graphs
+from export.graphs.cell_graph import fits_nodes, write_cell_chunk
+from export.graphs.gate_step import write_float_graphs
 from export.graphs.operators import from_step_model, lower_operators
 from export.graphs.rowwise import int8_layers, write_rowwise_graphs
 from export.graphs.step_graph import Products, write_step_graphs
@@ -107,11 +108,13 @@ class LoweredNetwork(Lowered):
 
     def float_graphs(self, ports: Ports) -> Graphs:
         if fits_nodes(self.network):
-            return write_cell_graphs(self.network, ports, Products())
+            return write_float_graphs(self.network, ports)
         return write_step_graphs(self.network, ports, Products())
 
     def stock_graph(self, ports: Ports) -> onnx.ModelProto:
         if all(isinstance(cell, LstmCell) for cell in self.network.cells):
+            if fits_nodes(self.network):
+                return write_cell_chunk(self.network, ports, Products())
             return self.float_graphs(ports)[0]
         return write_step_graphs(self.network, ports, Products())[0]
 

@@ -48,6 +48,7 @@ from pydantic import BaseModel, Field
 
 from service.artifact import find_artifacts
 from service.catalog import check_default
+from service.collector import settle_collector
 from service.config import PREFIX, Config, load_config
 from service.engine import Engine
 from service.errors import CarouselError, SettingsError, StoreUnavailableError
@@ -254,6 +255,7 @@ class Carousel:
             rpcs = InferenceService(self.engine, self.access, limits)
             self.rpc_server = RpcServer(self.engine, rpcs, config.max_body_bytes)
             await self.rpc_server.start(told_host(), config.grpc_port)
+        settle_collector()
 
     @bentoml.on_shutdown
     async def close(self) -> None:

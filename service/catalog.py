@@ -196,9 +196,13 @@ class Catalog:
             raise self._unknown(wanted)
         return self.get(wanted)
 
+    def find(self, reference: str) -> Model | None:
+        """The loaded model `name` (its newest version) or `name:version`; None: it is not."""
+        return self._newest.get(reference) or self._loaded.get(reference)
+
     def get(self, reference: str) -> Model:
         """The model `name` (its newest version) or `name:version`; raises as `for_new`."""
-        model = self._newest.get(reference) or self._loaded.get(reference)
+        model = self.find(reference)
         if model is not None:
             return model
         for broken, error in reversed(self.broken.items()):

@@ -39,12 +39,20 @@ class Homes:
         """
         return await self.loaded(lambda: self._catalog.get(reference))
 
+    def at_once(self, request: Request) -> Model | None:
+        """What `guess` would say, where it need not wait; else None."""
+        if request.model is None:
+            return self._catalog.only
+        return self._catalog.find(request.model)
+
     async def guess(self, request: Request, last: Model | None) -> Model:
-        """What the request's session is most likely on; `last`: what its last request runs on."""
+        """What the request's session is most likely on, if `at_once` does not say it.
+
+        Args:
+            last: what its last request runs on.
+        """
         if request.model is not None:
             return await self.load(request.model)
-        if self._catalog.only is not None:
-            return self._catalog.only
         return last or await self.look_up(request)
 
     async def look_up(self, request: Request) -> Model:

@@ -109,7 +109,8 @@ class Tally:
     def publish(self) -> None:
         if self._values or self._many:
             values = np.array([*self._values, *(value for value, _ in self._many)])
-            weights = np.array([*(1 for _ in self._values), *(count for _, count in self._many)])
+            weights = np.ones(len(values))
+            weights[len(self._values) :] = [count for _, count in self._many]
             self._values.clear()
             self._many.clear()
             places = np.searchsorted(self._bounds, values)  # of the first bound that is no less
@@ -148,7 +149,9 @@ class OfModel:
 
     def spent(self, part: str, count: int, seconds: float) -> None:
         """`count` requests spent so long in a part of their way, in all."""
-        found = self.parts.setdefault(part, Duration())
+        found = self.parts.get(part)
+        if found is None:
+            found = self.parts[part] = Duration()
         found.count += count
         found.seconds += seconds
 

@@ -11,8 +11,8 @@ line or frame of a stream from when that was read; over gRPC it is the deadline,
 there, and under v2 also Triton's parameter `timeout`. The shortest counts.
 """
 
+import random
 import re
-import secrets
 from collections.abc import Iterable
 
 import msgspec
@@ -28,6 +28,8 @@ _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,11}")  # to 31 years
+# Of a generator of its own, which nobody seeds; to ask the kernel for bits takes 3 us a request.
+_random_bits = random.Random().getrandbits
 _MAX_TRACESTATE = 512  # bytes, which the Recommendation asks to carry at least
 
 
@@ -59,8 +61,8 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def new_request_id() -> bytes:
-    """64 random bits, as 16 hex digits."""
-    return secrets.token_hex(8).encode()
+    """64 random bits, as 16 hex digits. It tells requests apart and guards nothing."""
+    return b"%016x" % _random_bits(64)
 
 
 def origin_of(headers: Iterable[tuple[bytes, bytes]], protocol: str) -> Origin:

@@ -5,12 +5,14 @@ Rules
 - A row gets what it would get alone, and a sequence what it would get in any other chunks. A
   variant that cannot promise this (`isolated: false` in the manifest: its arithmetic looks at
   the whole batch or chunk) runs one row and one step at a time.
-- Rows of y past a row's length are zero.
+- Rows of y past a row's length are zero, and no result is -0.0: the same bits in any chunks means
+  one zero.
 
 How it works: `run` checks the arrays, then gives them to the variant's backend (ONNX Runtime or
 torch): at once if the variant is isolated, else row by row and step by step.
 """
 
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from service.artifact import Array, Artifact
 from service.errors import ShapeError
 from service.layout import State
+from service.manifest import Port, Ports
 from service.onnx_backend import OnnxBackend
 from service.torch_export_backend import TorchExportBackend
 from service.torchscript_backend import TorchScriptBackend
@@ -32,7 +35,7 @@ class Backend(Protocol):
         ...
 
     def run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
-        """As `Runtime.run`, on checked arrays, all rows in one call."""
+        """As `Runtime.run`, on checked arrays, all rows in one call; the results are new arrays."""
         ...
 
 
@@ -47,6 +50,7 @@ class Runtime:
         """
         entry = artifact.variant(variant)
         self.ports = artifact.manifest.ports
+        self._shapes = _Shapes(self.ports)
         self.variant = variant
         self.isolated = entry.isolated
         self._backend = _open_backend(artifact, variant, threads)
@@ -68,19 +72,14 @@ class Runtime:
         Raises:
             ShapeError: an array is not what the manifest says. Send what it says.
         """
-        batch, steps = self._check(x, state)
+        self._shapes.check(x, state)
+        batch, steps = x.shape[:2]
         if lengths is None:
-            lengths = np.full(batch, steps, np.int64)
+            lengths = _all_steps(batch, steps)
         elif lengths.shape != (batch,) or lengths.min() < 1 or lengths.max() > steps:
             raise ShapeError(
                 f"`lengths` is {lengths.tolist()}, expected {batch} lengths of 1 to {steps} steps"
             )
-        y, new = self._run(x, state, lengths)
-        # ONNX Runtime's Where turns -0.0 into 0.0, and only graphs over many steps have one: the
-        # same bits in any chunks means one zero.
-        return y + 0, {name: value + 0 for name, value in new.items()}
-
-    def _run(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
         if self.isolated:
             return self._backend.run(x, state, lengths)
         return self._run_apart(x, state, lengths)
@@ -101,24 +100,48 @@ class Runtime:
             finals.append(now)
         return np.stack(rows), {n: np.concatenate([f[n] for f in finals]) for n in state}
 
-    def _check(self, x: Array, state: State) -> tuple[int, int]:
-        tail = tuple(self.ports.x.shape[2:])
-        if x.ndim != len(tail) + 2 or x.shape[2:] != tail or 0 in x.shape:
+
+class _Shapes:
+    """What arrays must look like. Checked at each call, so it is read from the manifest once."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._names = {port.name for port in ports.states}
+        self._x = _tail_and_dtype(ports.x, 2)
+        self._states = [(port.name, *_tail_and_dtype(port, 1)) for port in ports.states]
+
+    def check(self, x: Array, state: State) -> None:
+        tail, dtype = self._x
+        shape = x.shape
+        if shape[2:] != tail or len(shape) != len(tail) + 2 or 0 in shape:
             wanted = ", ".join(["batch", "time", *map(str, tail)])
-            raise ShapeError(f"`x` has shape {x.shape}, expected ({wanted}) from manifest port `x`")
-        if x.dtype != self.ports.x.dtype:
-            raise ShapeError(f"`x` is {x.dtype}, expected {self.ports.x.dtype}")
-        if set(state) != {port.name for port in self.ports.states}:
-            names = [port.name for port in self.ports.states]
+            raise ShapeError(f"`x` has shape {shape}, expected ({wanted}) from manifest port `x`")
+        if x.dtype != dtype:
+            raise ShapeError(f"`x` is {x.dtype}, expected {dtype}")
+        if state.keys() != self._names:
+            names = [port.name for port in self._ports.states]
             raise ShapeError(f"`state` has {sorted(state)}, expected {names}")
-        for port in self.ports.states:
-            shape = (x.shape[0], *port.shape[1:])
-            if state[port.name].shape != shape or state[port.name].dtype != port.dtype:
+        batch = shape[:1]
+        for name, tail, dtype in self._states:
+            value = state[name]
+            if value.shape != batch + tail or value.dtype != dtype:
                 raise ShapeError(
-                    f"state `{port.name}` is {state[port.name].dtype} "
-                    f"{state[port.name].shape}, expected {port.dtype} {shape}"
+                    f"state `{name}` is {value.dtype} {value.shape}, expected {dtype} "
+                    f"{batch + tail}"
                 )
-        return x.shape[0], x.shape[1]
+
+
+def _tail_and_dtype(port: Port, free: int) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape past its first `free` axes, and the dtype."""
+    return tuple(int(size) for size in port.shape[free:]), np.dtype(port.dtype)
+
+
+@lru_cache(maxsize=256)
+def _all_steps(batch: int, steps: int) -> Array:
+    """Lengths of rows that are all of the chunk's; not to be written to."""
+    lengths = np.full(batch, steps, np.int64)
+    lengths.flags.writeable = False
+    return lengths
 
 
 def _open_backend(artifact: Artifact, variant: str, threads: int) -> Backend:

@@ -1,6 +1,7 @@
 """ONNX graphs under construction, with `onnx.helper`, and the ports that all of them have.
 
 Ports: x (B, T, ...), lengths (B,) int64, `NAME_0` in and `NAME_n` out of each state, y (B, T, ...).
+A graph of one step has no lengths, and shapes of its own: the same elements, batch first.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,7 +89,7 @@ class GraphBuilder:
 
     def name(self, value: str, final: str) -> None:
         """Give `value`, which some node computed, the name of an output port."""
-        for node in self.nodes:
+        for node in _with_inner(self.nodes):
             for names in (node.input, node.output):
                 for k, found in enumerate(names):
                     if found == value:
@@ -186,23 +187,35 @@ class GraphBuilder:
         return model
 
 
-def value_info(name: str, port: Port, steps: str | int = "T") -> onnx.ValueInfoProto:
-    """A port as ONNX declares it, its time axis (if it has one) of `steps`."""
-    shape = [steps if dim == "T" else dim for dim in port.shape]
-    return helper.make_tensor_value_info(name, ELEMENT_TYPES[port.dtype], shape)
+Infos = tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]  # of inputs, of outputs
 
 
-def port_infos(
-    ports: Ports, steps: str | int
-) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """The inputs and outputs of a graph over `steps` ("T": any, with lengths)."""
-    inputs = [value_info("x", ports.x, steps)]
-    if steps == "T":
-        inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"]))
-    inputs += [value_info(s.input, s) for s in ports.states]
-    outputs = [value_info("y", ports.y, steps)]
-    outputs += [value_info(s.output, s) for s in ports.states]
-    return inputs, outputs
+def port_infos(ports: Ports) -> Infos:
+    """The inputs and outputs of a graph over a chunk."""
+
+    def info(name: str, port: Port) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, ELEMENT_TYPES[port.dtype], port.shape)
+
+    lengths = helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"])
+    inputs = [info("x", ports.x), lengths, *(info(s.input, s) for s in ports.states)]
+    return inputs, [info("y", ports.y), *(info(s.output, s) for s in ports.states)]
+
+
+def step_infos(
+    ports: Ports,
+    x: tuple[int, ...],
+    y: tuple[int, ...],
+    states: Mapping[str, tuple[int, ...]],
+) -> Infos:
+    """The inputs and outputs of a graph of one step, of these shapes without the batch."""
+
+    def info(name: str, dtype: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], ["B", *shape])
+
+    inputs = [info("x", ports.x.dtype, x)]
+    inputs += [info(s.input, s.dtype, states[s.name]) for s in ports.states]
+    outputs = [info("y", ports.y.dtype, y)]
+    return inputs, outputs + [info(s.output, s.dtype, states[s.name]) for s in ports.states]
 
 
 def join_pieces(
@@ -244,6 +257,16 @@ def finish_states(
         g.name(value, s.output)
 
 
+def finish_step(g: GraphBuilder, y: str, new: Mapping[str, str], ports: Ports) -> None:
+    """Name y and each new state, as a step computes them, as the output ports."""
+    computed = {name for node in g.nodes for name in node.output}
+    outputs = {"y": y, **{s.output: new[s.name] for s in ports.states}}
+    found = list(outputs.values())
+    for name, value in outputs.items():
+        alone = value in computed and found.count(value) == 1
+        g.name(value if alone else g.one("Identity", value), name)
+
+
 def _shape(port: Port) -> tuple[int, ...]:
     return tuple(int(dim) for dim in port.shape[1:])
 
@@ -257,10 +280,14 @@ def take_slice(g: GraphBuilder, s: StateSlice, flat: str, size: int) -> str:
 
 def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Every node of a graph, those inside a Scan too."""
-    nodes = []
-    for node in graph.node:
-        nodes.append(node)
+    return _with_inner(graph.node)
+
+
+def _with_inner(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    found = []
+    for node in nodes:
+        found.append(node)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                nodes += all_nodes(attribute.g)
-    return nodes
+                found += all_nodes(attribute.g)
+    return found

@@ -1,5 +1,8 @@
 """The two graphs of a step: the step alone, and a Scan of it over a chunk with lengths.
 
+The step alone takes and gives values in the shapes that it computes with, batch first, which are
+often flatter than the ports: a Reshape is a copy, and at batch 1 a node takes 0.3 us of 7.
+
 Both hold the same operators, so they give the same bits. In the Scan a row past its length stands
 still: its states stay as they are, and its y is zero. What is constant stands outside, once.
 """
@@ -15,8 +18,10 @@ from export.graphs.graph_builder import (
     ELEMENT_TYPES,
     GraphBuilder,
     finish_states,
+    finish_step,
     port_infos,
     start_states,
+    step_infos,
 )
 from export.lowered import Graphs
 from service.manifest import Ports
@@ -49,16 +54,15 @@ class Step(Protocol):
 
 def write_graphs(step: Step, ports: Ports) -> Graphs:
     """The chunk graph and the step graph."""
-    return _chunk_graph(step, ports), _step_graph(step, ports)
+    return _chunk_graph(step, ports), write_step_graph(step, ports)
 
 
-def _step_graph(step: Step, ports: Ports) -> onnx.ModelProto:
+def write_step_graph(step: Step, ports: Ports) -> onnx.ModelProto:
+    """The step alone."""
     g = GraphBuilder()
-    x = g.one("Reshape", "x", g.ints(-1, *step.x_shape))
-    y, new = step.write(g, x, start_states(g, ports, step.state_shapes))
-    g.name(g.one("Reshape", y, g.ints(-1, 1, *(int(d) for d in ports.y.shape[2:]))), "y")
-    finish_states(g, new, ports, step.state_shapes)
-    return g.model(*port_infos(ports, 1))
+    y, new = step.write(g, "x", {s.name: s.input for s in ports.states})
+    finish_step(g, y, new, ports)
+    return g.model(*step_infos(ports, step.x_shape, step.y_shape, step.state_shapes))
 
 
 def _chunk_graph(step: Step, ports: Ports) -> onnx.ModelProto:
@@ -87,7 +91,7 @@ def _chunk_graph(step: Step, ports: Ports) -> onnx.ModelProto:
         y = _with_time(g, y, _inner(ports.y.shape))
     g.name(y, "y")
     finish_states(g, dict(zip(states, new, strict=True)), ports, step.state_shapes)
-    return g.model(*port_infos(ports, "T"))
+    return g.model(*port_infos(ports))
 
 
 def _scan_body(g: GraphBuilder, step: Step, ports: Ports) -> onnx.GraphProto:

@@ -33,6 +33,8 @@ class Block:
 class Products:
     """How affine maps are computed: in float32, the gates of a cell in one product."""
 
+    by_gate = False  # whether each gate of a cell is a product of its own
+
     def affine(self, g: GraphBuilder, affine: Affine, values: Mapping[str, str], layer: str) -> str:
         """The affine map of flat values (.., n).
 
@@ -86,10 +88,10 @@ def named_affines(network: Network) -> Iterator[tuple[str, Affine]]:
 
 def write_step_graphs(network: Network, ports: Ports, products: Products) -> Graphs:
     """The chunk graph and the step graph."""
-    return write_graphs(_NetworkStep(network, products), ports)
+    return write_graphs(NetworkStep(network, products), ports)
 
 
-class _NetworkStep(Step):
+class NetworkStep(Step):
     """One step on flat values: x (B, I), each state (B, n) -> y (B, O), each new state."""
 
     def __init__(self, network: Network, products: Products) -> None:
@@ -176,6 +178,8 @@ class _Operators(Arithmetic[str]):
         activations: Sequence[Activation],
     ) -> list[str]:
         runs = runs_of(activations)
+        if self._products.by_gate:
+            runs = [(activation, 1) for activation in activations]
         sizes = [count * cell.hidden_size for _, count in runs]
         values = {**self._values, **own}
         pieces = self._products.pieces(self._g, cell.parts[part], values, input_layer(cell), sizes)

@@ -19,6 +19,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from service.engine import Engine
 from service.errors import (
@@ -29,7 +30,7 @@ from service.errors import (
     RouteNotFoundError,
 )
 from service.feedback import why_not
-from service.job import Answer, Job, Request
+from service.job import Answer, Request
 from service.key_ring import Caller
 from service.logs import about
 from service.model import Model
@@ -60,6 +61,7 @@ from service.protocols.forecast import read_forecast, serve_forecast
 from service.protocols.idempotency import idempotency_key_of
 from service.protocols.many import is_array, predict_many
 from service.protocols.ndjson import Bodies, serve_stream
+from service.protocols.watches import Watches
 from service.session import SessionKey
 from service.snapshot import Keyring
 from service.wire import (
@@ -75,9 +77,6 @@ from service.wire import (
 OPEN = frozenset({"/readyz"})  # routes that need no key
 ADMIN = "/models/"  # what stands below it changes what is served, to all tenants
 CALLER = "carousel.caller"  # where a request's scope has its Caller
-# A request that was not answered by then is watched for a client that hangs up. Watching each
-# from the start would cost every quick one a task.
-WATCH_AFTER_S = 0.05
 
 logger = logging.getLogger("carousel.http")
 
@@ -143,6 +142,7 @@ class NativeApp:
         self._engine = engine
         self._access = access or Access()
         self._max_body_bytes = max_body_bytes
+        self._watches = Watches()
         self._routes: dict[str, dict[str, Handler]] = {
             "/predict": {"POST": self._predict},
             "/stream": {"POST": self._stream},
@@ -152,44 +152,53 @@ class NativeApp:
             SESSION: {"GET": self._look_up, "DELETE": self._drop},
             **copies.routes,
         }
+        # Found by their path alone, with no id to look for: what is asked most.
+        self._whole_paths = frozenset(path for path in self._routes if "{" not in path)
 
     def knows(self, scope: Scope) -> bool:
         """Whether it is a request to one of the native routes."""
-        return scope["type"] == "http" and route_of(scope["path"]) in self._routes
+        if scope["type"] != "http":
+            return False
+        path = scope["path"]
+        return path in self._whole_paths or route_of(path) in self._routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send = to_who_stays(send)
+        path = scope["path"]
         try:
-            await self._answer(scope, receive, send)
-        except ClientGone:
-            logger.info("%s %s: the client went away", scope["method"], scope["path"])
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            handler = self._find(_route_of(scope), scope["method"])
-            if scope["path"] not in OPEN:
+            handler = self._find(self._route_of(scope), scope["method"])
+            if path not in OPEN:
                 scope[CALLER] = caller = self._access.admit(scope)
-                if scope["path"].startswith(ADMIN):
+                if path.startswith(ADMIN):
                     require_admin(caller)
             await handler(scope, decoded(scope, receive, self._max_body_bytes), send)
         except ClientGone:
-            raise
-        except MethodNotAllowedError as error:
-            allowed = ", ".join(self._routes[_route_of(scope)])
-            await self._refuse(send, error, [(b"allow", allowed.encode())])
+            _note_gone(scope)
         except CarouselError as error:
-            await self._refuse(send, error)
+            await self._refuse(scope, send, error)
         except Exception:
             request_id = (request_id_of(scope["headers"]) or b"").decode()
             what = about(request_id=request_id, code=InternalError.code)
-            logger.exception("%s %s failed", scope["method"], scope["path"], extra=what)
-            await self._refuse(send, InternalError("the server failed; its log says why"))
+            logger.exception("%s %s failed", scope["method"], path, extra=what)
+            failed = InternalError("the server failed; its log says why")
+            await self._refuse(scope, send, failed)
 
-    async def _refuse(
-        self, send: Send, error: CarouselError, headers: Headers | None = None
-    ) -> None:
+    async def _refuse(self, scope: Scope, send: Send, error: CarouselError) -> None:
         self._engine.metrics.refused(error)
-        await send_error(send, error, headers)
+        headers: Headers = []
+        if isinstance(error, MethodNotAllowedError):
+            allowed = ", ".join(self._routes[self._route_of(scope)])
+            headers = [(b"allow", allowed.encode())]
+        try:
+            await send_error(send, error, headers)
+        except ClientGone:
+            _note_gone(scope)
+
+    def _route_of(self, scope: Scope) -> str:
+        path: str = scope["path"]
+        if path in self._whole_paths:
+            return path
+        return route_of(raw_path(scope) if "{" in route_of(path) else path)
 
     async def before_metrics(self) -> None:
         """What must be known at the moment that /metrics is asked."""
@@ -225,7 +234,7 @@ class NativeApp:
             await send_json(send, reply)
             return
         job = await self._engine.submit(read_request(body, caller, origin, idempotency_key))
-        watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch, job, receive)
+        watch = self._watches.add(receive, partial(self._engine.abandon, job))
         try:
             answer = await job.future
         except asyncio.CancelledError:
@@ -233,19 +242,8 @@ class NativeApp:
                 raise ClientGone from None
             raise
         finally:
-            watch.cancel()
+            self._watches.remove(watch)
         await send_json(send, write_answer(answer))
-
-    def _watch(self, job: Job, receive: Receive) -> None:
-        """Abandon `job` if its client hangs up."""
-
-        async def wait_for_hang_up() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                continue
-            self._engine.abandon(job)
-
-        task = asyncio.get_running_loop().create_task(wait_for_hang_up())
-        job.future.add_done_callback(lambda _: task.cancel())
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = origin_of(scope["headers"], "stream")
@@ -324,8 +322,8 @@ def no_method(path: str, method: str, allowed: list[str]) -> MethodNotAllowedErr
     )
 
 
-def _route_of(scope: Scope) -> str:
-    return route_of(raw_path(scope) if "{" in route_of(scope["path"]) else scope["path"])
+def _note_gone(scope: Scope) -> None:
+    logger.info("%s %s: the client went away", scope["method"], scope["path"])
 
 
 def _caller_of(scope: Scope) -> Caller:

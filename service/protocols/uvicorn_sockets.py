@@ -1,8 +1,8 @@
-"""What uvicorn is told of WebSockets beside ASGI; read in uvicorn 0.54.
+"""What uvicorn is told beside ASGI, most of it of WebSockets; read in uvicorn 0.54.
 
-BentoML starts uvicorn and passes none of its WebSocket options on, and ASGI has no message for
-them. So they are set on the `uvicorn.Config` that our lifespan's `receive` belongs to, before
-there is a connection; each connection reads them when it begins:
+BentoML starts uvicorn and passes none of its options on, and ASGI has no message for them. So they
+are set on the `uvicorn.Config` that our lifespan's `receive` belongs to, before there is a
+connection; each connection reads them when it begins:
 
 - `ws_max_size`, 16 MiB unless told: our own limit of a body. A longer frame ends the connection
   (1009) before it is kept.
@@ -11,6 +11,10 @@ there is a connection; each connection reads them when it begins:
 - `ws_ping_interval` and `ws_ping_timeout`, 20 s each unless told. The answer to a ping waits behind
   what the client sent before, which the server reads no faster than it answers; so a client has
   `PONG_INTERVALS` to answer, and one that is slow is not taken for dead.
+
+Uvicorn has an access log of its own, below BentoML's and as silent: its logger lets no line
+through, but has a handler, the root's, and so each line's parts are put together first: 2 us a
+request. It is cut off where it would write nothing.
 
 Text that is not UTF-8 ends the connection (1007); uvicorn logs that with a traceback, which we
 leave out.
@@ -42,6 +46,9 @@ def set_limits(receive: Receive, max_frame_bytes: int, ping_interval_s: float) -
     config.ws_ping_interval = ping_interval_s
     config.ws_ping_timeout = PONG_INTERVALS * ping_interval_s
     logging.getLogger("uvicorn.error").addFilter(_without_traceback)
+    access = logging.getLogger("uvicorn.access")
+    if not access.isEnabledFor(logging.INFO):
+        access.propagate = False
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -38,9 +38,10 @@ def test_int8_products_are_exact_integers(name: str, demo_artifacts: dict[str, A
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.input[0]))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed = {"x": np.ones((3, 1, 1), np.float32)}
+    feed = {"x": np.ones((3, 1), np.float32)}
     for port in artifact.manifest.ports.states:
-        feed[port.input] = np.repeat(artifact.layout.zeros()[port.name] + 1, 3, axis=0)
+        ones = artifact.layout.zeros()[port.name] + 1
+        feed[port.input] = np.repeat(ones.reshape(1, -1), 3, axis=0)
     product, quantized = session.run([node.output[0], node.input[0]], feed)
     exact = (quantized.astype(np.int64) - ZERO_POINT) @ weights[node.input[1]].astype(np.int64)
     scale = weights[node.input[3]].astype(float).ravel()

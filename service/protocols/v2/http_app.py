@@ -15,9 +15,9 @@ list), the settings of traces and of the log (settings of the service), and shar
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from urllib.parse import unquote
 
 import msgspec
@@ -32,7 +32,6 @@ from service.errors import (
     RequestError,
     RouteNotFoundError,
 )
-from service.job import Job
 from service.key_ring import Caller
 from service.model import Model
 from service.origin import origin_of
@@ -72,14 +71,16 @@ from service.protocols.v2.metadata import (
     server_metadata,
 )
 from service.protocols.v2.statistics import model_statistics
+from service.protocols.watches import Watches
 from service.wire import encode
 
 ROOT = "/v2"
 OPEN = {("health", "live"), ("health", "ready")}  # to who has no key
+KEPT_PATHS = (
+    256  # whose route is known without another look; clients ask for a few, again and again
+)
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = b"application/octet-stream"
-# As of /predict: watching each from the start would cost every quick one a task.
-WATCH_AFTER_S = 0.05
 
 logger = logging.getLogger("carousel.http")
 
@@ -115,6 +116,7 @@ class V2App:
         self._limits = limits
         self._max_body_bytes = max_body_bytes
         self._access = access or Access()
+        self._watches = Watches()
         self._of_server: dict[Path, dict[str, Handler]] = {
             (): {"GET": self._server},
             ("health", "live"): {"GET": self._live},
@@ -129,6 +131,7 @@ class V2App:
             ("stats",): {"GET": self._stats},
             ("infer",): {"POST": self._infer},
         }
+        self._find = lru_cache(KEPT_PATHS)(self._find_anew)
 
     def knows(self, scope: Scope) -> bool:
         """Whether it is an HTTP request to v2, even to a route that is not there."""
@@ -138,37 +141,36 @@ class V2App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         send = to_who_stays(send)
         try:
-            await self._answer(scope, receive, send)
-        except ClientGone:
-            logger.info("%s %s: the client went away", scope["method"], scope["path"])
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            path = _path_of(scope)
-            caller = Caller("") if path in OPEN else self._access.admit(scope)
-            methods, model, version = self._find(path, scope["path"])
+            raw = raw_path(scope)
+            caller = Caller("") if _path_of(raw) in OPEN else self._access.admit(scope)
+            methods, model, version = self._find(raw, scope["path"])
             handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
             if handler is None:
                 raise _no_method(scope, methods)
             body = decoded(scope, receive, self._max_body_bytes)
             await handler(Call(scope, body, send, caller, model, version))
         except ClientGone:
-            raise
+            _note_gone(scope)
         except CarouselError as error:
-            await self._refuse(send, error)
+            await self._refuse(scope, send, error)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            await self._refuse(send, InternalError("the server failed; its log says why"))
+            failed = InternalError("the server failed; its log says why")
+            await self._refuse(scope, send, failed)
 
-    async def _refuse(self, send: Send, error: CarouselError) -> None:
+    async def _refuse(self, scope: Scope, send: Send, error: CarouselError) -> None:
         self._engine.metrics.refused(error)
         headers: Headers = []
         if isinstance(error, MethodNotAllowedError):
             headers = [(b"allow", str(error.data["allow"]).encode())]
-        await send_error(send, error, headers, encode({"error": error.message}))
+        try:
+            await send_error(send, error, headers, encode({"error": error.message}))
+        except ClientGone:
+            _note_gone(scope)
 
-    def _find(self, path: Path, shown: str) -> tuple[dict[str, Handler], str, str]:
+    def _find_anew(self, raw: str, shown: str) -> tuple[dict[str, Handler], str, str]:
         """The methods of a route, and the model and version that it names."""
+        path = _path_of(raw)
         if path in self._of_server:
             return self._of_server[path], "", ""
         refuse_what_is_not_offered(path)
@@ -232,36 +234,16 @@ class V2App:
             idempotency_key_of(headers),
         )
         jobs = await submit(self._engine, requests)
+        watch = self._watches.add(call.receive, partial(abandon, self._engine, jobs))
         try:
-            with self._watch(jobs, call.receive):
-                answers = await answers_of(self._engine, jobs)
+            answers = await answers_of(self._engine, jobs)
         except asyncio.CancelledError:
             if any(job.future.cancelled() for job in jobs):
                 raise ClientGone from None
             raise
-        await _reply_tensors(call, *write_infer(to_response(asked, answers), form))
-
-    @contextmanager
-    def _watch(self, jobs: Sequence[Job], receive: Receive) -> Iterator[None]:
-        """Abandon `jobs` if their client hangs up before they are done."""
-        watches: list[asyncio.Task[None]] = []
-        loop = asyncio.get_running_loop()
-
-        async def wait_for_hang_up() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                continue
-            abandon(self._engine, jobs)
-
-        def start() -> None:
-            watches.append(loop.create_task(wait_for_hang_up()))
-
-        timer = loop.call_later(WATCH_AFTER_S, start)
-        try:
-            yield
         finally:
-            timer.cancel()
-            for watch in watches:
-                watch.cancel()
+            self._watches.remove(watch)
+        await _reply_tensors(call, *write_infer(to_response(asked, answers), form))
 
 
 def refuse_what_is_not_offered(path: Path) -> None:
@@ -284,9 +266,14 @@ def refuse_what_is_not_offered(path: Path) -> None:
             )
 
 
-def _path_of(scope: Scope) -> Path:
+def _note_gone(scope: Scope) -> None:
+    logger.info("%s %s: the client went away", scope["method"], scope["path"])
+
+
+@lru_cache(KEPT_PATHS)
+def _path_of(raw: str) -> Path:
     """The parts after /v2; an encoded slash is not a separator."""
-    return tuple(map(unquote, raw_path(scope).rstrip("/").split("/")[2:]))
+    return tuple(map(unquote, raw.rstrip("/").split("/")[2:]))
 
 
 def _no_method(scope: Scope, methods: dict[str, Handler]) -> MethodNotAllowedError:

@@ -10,7 +10,6 @@ Rules
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -65,8 +64,7 @@ class _Body(msgspec.Struct, frozen=True):
 _bodies = msgspec.json.Decoder(_Body)
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(msgspec.Struct, frozen=True):
     """How the outputs of a reply leave."""
 
     all_binary: bool = False

@@ -74,25 +74,23 @@ def to_requests(
             got=len(rows),
             expected=max_batch,
         )
-    first = Request(
-        key=SessionKey(caller.tenant, said.session_id or ""),
-        rows=rows[0],
-        step=said.step,
-        model=":".join(filter(None, (asked.model_name, asked.model_version))),
-        want=_wanted(asked),
-        most=caller.max_sessions,
-        origin=origin.within(said.timeout_s),
-    )
+    model = asked.model_name
+    if asked.model_version:
+        model += f":{asked.model_version}"
+    want = _wanted(asked) if asked.outputs else None
+    origin = origin.within(said.timeout_s)
     if said.session_id is None:
         return [
-            replace(
-                first,
+            Request(
                 key=SessionKey(caller.tenant, secrets.token_hex(16)),
                 rows=row,
-                step=None,
+                model=model,
+                want=want,
+                most=caller.max_sessions,
                 opening=Opening.START,
                 ends=True,
                 is_unnamed=True,
+                origin=origin,
             )
             for row in rows
         ]
@@ -102,11 +100,17 @@ def to_requests(
             "are other sequences, send them in requests of their own"
         )
     return [
-        replace(
-            first,
+        Request(
+            key=SessionKey(caller.tenant, said.session_id),
+            rows=rows[0],
+            step=said.step,
+            model=model,
+            want=want,
+            most=caller.max_sessions,
             opening=Opening.START if said.starts else Opening.LIVE,
             ends=said.ends,
             idempotency_key=said.idempotency_key or idempotency_key,
+            origin=origin,
         )
     ]
 
@@ -139,7 +143,7 @@ async def submit(engine: Engine, requests: Sequence[Request]) -> list[Job]:
             # Rows after the first run on the very version that it does.
             pinned = replace(request, model=jobs[0].model.reference) if jobs else request
             jobs.append(await _submit_one(engine, pinned))
-        lengths = sorted({len(job.x) for job in jobs})
+        lengths = sorted({len(job.x) for job in jobs}) if len(jobs) > 1 else ()
         if len(lengths) > 1:
             raise ShapeError(
                 f"the rows of `{INPUT}` have {lengths[0]} to {lengths[-1]} steps, expected as many "
@@ -242,6 +246,8 @@ def _output(name: str, values: Sequence[Any]) -> InferOutput:
         rows = [[value] if name == "text" else value for value in values]
         elements = [str(element).encode() for row in rows for element in row]
         return InferOutput(name, datatype, object_array(elements, (len(rows), len(rows[0]))))
-    with np.errstate(over="ignore"):  # raw units beyond float32 are infinite in FP32
-        stacked = np.stack([np.asarray(value) for value in values]).astype(datatype.dtype)
+    stacked = np.asarray(values[0])[np.newaxis] if len(values) == 1 else np.stack(values)
+    if stacked.dtype != datatype.dtype:
+        with np.errstate(over="ignore"):  # raw units beyond float32 are infinite in FP32
+            stacked = stacked.astype(datatype.dtype)
     return InferOutput(name, datatype, stacked)

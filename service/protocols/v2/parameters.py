@@ -4,7 +4,8 @@ A parameter that is not known is refused: a misspelled `step` would otherwise be
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from service.errors import RequestError
 from service.protocols.idempotency import MAX_CHARS
@@ -23,8 +24,7 @@ KNOWN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Struct, frozen=True):
     """What the parameters say."""
 
     session_id: str | None  # None: there is no sequence
@@ -43,14 +43,13 @@ def read_parameters(parameters: Mapping[str, object]) -> Said:
                 f"there is no parameter `{name}`, expected some of {', '.join(KNOWN)}"
             )
     _count(parameters, "priority")
-    timeout_us = _count(parameters, "timeout")
     said = Said(
         session_id=_session_of(parameters),
         starts=_flag(parameters, "sequence_start"),
         ends=_flag(parameters, "sequence_end"),
         step=_count(parameters, "step"),
         idempotency_key=_key_of(parameters),
-        timeout_s=timeout_us / 1e6 if timeout_us else None,
+        timeout_s=read_timeout_s(parameters),
     )
     if said.session_id is None:
         of_sequences = {
@@ -62,6 +61,12 @@ def read_parameters(parameters: Mapping[str, object]) -> Said:
             if value:
                 raise RequestError(f"`{name}` is of a sequence; send its `sequence_id` too")
     return said
+
+
+def read_timeout_s(parameters: Mapping[str, object]) -> float | None:
+    """How long the client waits; None: as long as it takes."""
+    timeout_us = _count(parameters, "timeout")
+    return timeout_us / 1e6 if timeout_us else None
 
 
 def _session_of(parameters: Mapping[str, object]) -> str | None:

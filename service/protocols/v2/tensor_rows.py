@@ -1,9 +1,9 @@
 """The input of an inference as rows of sequences: (T, *tail) of numbers, or texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from service.errors import RequestError, ShapeError
 from service.protocols.v2.datatypes import Datatype
@@ -15,8 +15,7 @@ Array = np.ndarray
 INPUT = "x"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRows:
+class TensorRows(Struct, frozen=True):
     """One row of the input `x`: (T, *tail), or the elements of BYTES."""
 
     datatype: Datatype
