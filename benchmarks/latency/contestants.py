@@ -229,11 +229,12 @@ def _openvino(path: Path, threads: int) -> Opener:
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
-    request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
 
     def bind(x: Array, state: State) -> Call:
         feed = {"x": x, **{name: value.numpy() for name, value in _as_torch(state).items()}}
         names = [name for name in feed if name != "x"]
+        request = compiled.create_infer_request()  # one for each shape: it is fitted to it
 
         def call() -> object:
             found = request.infer(feed, share_inputs=True)

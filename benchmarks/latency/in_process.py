@@ -1,6 +1,7 @@
 """The part without a network: one call after the other, for every model and size.
 
-In a cell (a model, so many rows, so many steps of each) all contestants take turns. Of the
+In a cell (a model, so many rows, so many steps of each) all contestants take turns, and so do the
+cells: everything is opened, then every round has all of it, as the advisor compares models. Of the
 libraries that compute a floor the fastest counts. Ratios are to stock ONNX Runtime's CPU time of
 the same round; where it cannot run the model, to torch eager's, else to the first variant's.
 """
@@ -19,7 +20,7 @@ from benchmarks.latency.contestants import EAGER, FLOORS, STOCK, Contestants, mo
 from benchmarks.latency.made import Size, make, network
 from benchmarks.latency.part import Tell
 from benchmarks.latency.point import IN_PROCESS, Findings, Model, Point
-from benchmarks.latency.turns import Times, take_turns
+from benchmarks.latency.turns import Call, Times, take_turns
 from service.artifact import Artifact
 from service.manifest import VariantName
 
@@ -48,8 +49,7 @@ class InProcess:
 
     @property
     def turns(self) -> int:
-        cells = sum(1 + len(cells) for cells in self._plan.sizes.values())
-        return cells + len(self._plan.artifacts) * (1 + len(self._plan.own_cells))
+        return len(self._plan.sizes) + len(self._plan.artifacts) + self._plan.rounds
 
     def measure(self, findings: Findings, tell: Tell) -> None:
         """
@@ -58,12 +58,13 @@ class InProcess:
         """
         plan = self._plan
         torch.set_num_threads(plan.threads)
-        with threadpool_limits(plan.threads):
-            for size, cells in plan.sizes.items():
+        cells: dict[tuple[str, int, int], dict[str, Call]] = {}
+        with threadpool_limits(plan.threads), tempfile.TemporaryDirectory() as scratch:
+            for size, own_cells in plan.sizes.items():
                 tell(f"{size.name}: exported, unless it is there")
                 artifact = make(plan.cache, size, plan.variants)
                 module = network(size.kind, size.hidden, size.layers)
-                self._contest(artifact, size.model, module, cells, findings, tell)
+                cells |= self._open(artifact, size.model, module, own_cells, findings, scratch)
             for artifact in plan.artifacts:
                 model = model_of(artifact)
                 tell(f"{model.name}: opened")
@@ -72,31 +73,31 @@ class InProcess:
                 except LookupError as error:
                     findings.add_absent("what else runs it", model.name, str(error))
                     own = None
-                self._contest(artifact, model, own, plan.own_cells, findings, tell)
+                cells |= self._open(artifact, model, own, plan.own_cells, findings, scratch)
+            times = take_turns(list(cells.values()), plan.rounds, plan.slice_s, tell)
+        for (name, rows, steps), found in zip(cells, times, strict=True):
+            findings.points += points_of(name, rows, steps, found)
 
-    def _contest(
+    def _open(
         self,
         artifact: Artifact,
         model: Model,
         module: nn.Module | None,
         cells: Sequence[Cell],
         findings: Findings,
-        tell: Tell,
-    ) -> None:
+        scratch: str,
+    ) -> dict[tuple[str, int, int], dict[str, Call]]:
+        """(model, rows, steps) -> who takes part there."""
         plan = self._plan
         found = list(artifact.manifest.variants)
         variants = [v for v in found if not model.is_made or v in plan.variants]
         findings.models.append(model)
-        with tempfile.TemporaryDirectory() as scratch:
-            contestants = Contestants(
-                artifact, model, module, variants, plan.threads, Path(scratch)
-            )
-            for rows, steps in cells:
-                tell(f"{model.name}: {rows} x {steps}")
-                times = take_turns(contestants.calls(rows, steps), plan.rounds, plan.slice_s)
-                findings.points += points_of(model.name, rows, steps, times)
-            for name, why in contestants.absent.items():
-                findings.add_absent(name, model.name, why)
+        folder = Path(tempfile.mkdtemp(dir=scratch))
+        contestants = Contestants(artifact, model, module, variants, plan.threads, folder)
+        opened = {(model.name, *cell): contestants.calls(*cell) for cell in cells}
+        for name, why in contestants.absent.items():
+            findings.add_absent(name, model.name, why)
+        return opened
 
 
 def points_of(model: str, rows: int, steps: int, times: Mapping[str, Times]) -> Iterator[Point]:

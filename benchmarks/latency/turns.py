@@ -10,11 +10,13 @@ Rules
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 Array = np.ndarray
 Call = Callable[[], object]
+T = TypeVar("T")
 WARM_UP_CALLS = 5  # TorchScript optimises a module in its first calls
 MAX_CALLS = 2_000  # of a slice
 
@@ -28,15 +30,34 @@ class Times:
     cpu_us: Array  # (rounds,): the mean of a slice
 
 
-def take_turns(contestants: Mapping[str, Call], rounds: int, slice_s: float) -> dict[str, Times]:
-    """Time each for `rounds` slices of about `slice_s` seconds, one call at least."""
-    names = list(contestants)
-    calls = {name: _calls(contestants[name], slice_s) for name in names}
-    slices: dict[str, list[tuple[list[float], float]]] = {name: [] for name in names}
+def take_turns(
+    cells: Sequence[Mapping[str, Call]],
+    rounds: int,
+    slice_s: float,
+    tell: Callable[[str], None] = lambda what: None,
+) -> list[dict[str, Times]]:
+    """Time each for `rounds` slices of about `slice_s` seconds, one call at least.
+
+    Args:
+        cells: name -> call; those of one cell follow each other, and every round has all cells, so
+            that cells can be compared too.
+        tell: told of each round.
+    """
+    calls = [{name: _calls(call, slice_s) for name, call in cell.items()} for cell in cells]
+    slices: list[dict[str, list[tuple[list[float], float]]]]
+    slices = [{name: [] for name in cell} for cell in cells]
     for k in range(rounds):
-        for name in names[k % len(names) :] + names[: k % len(names)]:
-            slices[name].append(_slice(contestants[name], calls[name]))
-    return {name: _times(found) for name, found in slices.items()}
+        tell(f"round {k + 1} of {rounds}")
+        for place in _rotated(range(len(cells)), k):
+            for name in _rotated(list(cells[place]), k):
+                found = _slice(cells[place][name], calls[place][name])
+                slices[place][name].append(found)
+    return [{name: _times(found) for name, found in cell.items()} for cell in slices]
+
+
+def _rotated(items: Sequence[T], by: int) -> list[T]:
+    k = by % max(len(items), 1)
+    return [*items[k:], *items[:k]]
 
 
 def _calls(call: Call, slice_s: float) -> int:

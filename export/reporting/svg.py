@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 INK, MUTED, LINE = "#0000f1", "#0000f2", "#0000f3"
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"}
@@ -24,8 +24,6 @@ def quiet(axes: Axes) -> None:
     # Not drawn anyhow, and most of the time that a logarithmic axis takes.
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="both", length=0, colors=MUTED, labelsize=9)
     axes.xaxis.label.set_color(MUTED)
     axes.yaxis.label.set_color(MUTED)

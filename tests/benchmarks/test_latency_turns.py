@@ -1,5 +1,6 @@
 """Turns, and what becomes of their times."""
 
+from functools import partial
 from time import perf_counter as clock
 
 import numpy as np
@@ -9,19 +10,21 @@ from benchmarks.latency.grid import FULL, SHORT, Grid
 from benchmarks.latency.in_process import points_of
 from benchmarks.latency.made import Size
 from benchmarks.latency.point import Findings
-from benchmarks.latency.turns import WARM_UP_CALLS, Times, take_turns
+from benchmarks.latency.turns import WARM_UP_CALLS, Call, Times, take_turns
 
 
 def test_contestants_take_turns_and_none_is_always_first() -> None:
     """After the warm-up each round has a slice of everybody, in another order."""
     log: list[str] = []
     names = ("a", "b", "c")
-    times = take_turns({n: lambda n=n: log.append(n) for n in names}, rounds=3, slice_s=0.0)  # type: ignore[misc]
-    warm = len(names) * WARM_UP_CALLS
-    assert sorted(log[:warm]) == sorted(names * WARM_UP_CALLS)
-    assert log[warm:] == [*"abc", *"bca", *"cab"]
-    for found in times.values():
-        assert found.wall_us.shape == found.cpu_us.shape == found.slice_us.shape == (3,)
+    cell: dict[str, Call] = {name: partial(log.append, name) for name in names}
+    other: dict[str, Call] = {"z": partial(log.append, "z")}
+    found, _ = take_turns([cell, other], rounds=3, slice_s=0.0)
+    warm = 4 * WARM_UP_CALLS
+    assert sorted(log[:warm]) == sorted([*names, "z"] * WARM_UP_CALLS)
+    assert log[warm:] == [*"abcz", *"zbca", *"cabz"]
+    for one in found.values():
+        assert one.wall_us.shape == one.cpu_us.shape == one.slice_us.shape == (3,)
 
 
 def test_a_slice_is_about_as_long_as_asked() -> None:
@@ -34,7 +37,7 @@ def test_a_slice_is_about_as_long_as_asked() -> None:
         while clock() < end:
             pass
 
-    take_turns({str(s): lambda s=s: busy(s) for s in counts}, rounds=2, slice_s=5e-3)  # type: ignore[misc]
+    take_turns([{str(s): partial(busy, s) for s in counts}], rounds=2, slice_s=5e-3)
     assert counts[50e-3] == WARM_UP_CALLS + 2
     assert WARM_UP_CALLS + 2 <= counts[1e-3] <= WARM_UP_CALLS + 2 * 5
 
