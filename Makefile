@@ -50,6 +50,7 @@ bench: demos
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.int8
 	$(BIN)/python -m benchmarks.sessions --sessions 100000
+	$(BIN)/python -m benchmarks.scaling --short
 
 # Debian packages are installed where that is allowed; elsewhere the tests that need them skip.
 packages:
