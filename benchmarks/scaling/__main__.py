@@ -75,9 +75,12 @@ class Run:
     def __call__(self) -> Findings:
         given = self._arguments
         begin = self._progress.add_task("models", total=None)
-        models = {hidden: model_of(given.cache, hidden) for hidden in SIZES}
+        has_all = bool({"served", "redis"}.intersection(given.parts))
+        sizes = SIZES if has_all else (HIDDEN,)
+        models = {hidden: model_of(given.cache, hidden) for hidden in sizes}
         ours = {hidden: make_seed(model) for hidden, model in models.items()}
-        self.found.models = [measure_model(model, hidden) for hidden, model in models.items()]
+        if has_all:
+            self.found.models = [measure_model(model, hidden) for hidden, model in models.items()]
         self._progress.remove_task(begin)
         if "in-process" in given.parts:
             asyncio.run(self._in_process(ours[HIDDEN]))

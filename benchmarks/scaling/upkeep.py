@@ -96,10 +96,10 @@ async def _expire(store: DiskStore) -> tuple[float, float, int]:
             await asyncio.sleep(0)
             longest_s = max(longest_s, time.process_time() - before)
 
-    watching = asyncio.ensure_future(watch())
-    await asyncio.sleep(0)
     gc.collect()
     gc.disable()  # a full collection of all that a service has imported is 30 to 130 ms by itself
+    watching = asyncio.ensure_future(watch())
+    await asyncio.sleep(0)
     begun, expired = time.process_time(), 0
     while found := await store.sweep():
         expired += len(found)
