@@ -49,6 +49,7 @@ protos: $(INSTALLED)
 bench: demos
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.int8
+	$(BIN)/python -m benchmarks.engine --batch 1 64 --rounds 5
 	$(BIN)/python -m benchmarks.sessions --sessions 100000
 	$(BIN)/python -m benchmarks.scaling --short
 

@@ -223,6 +223,7 @@ class Carousel:
             max_steps=config.max_steps_per_request,
             max_forecast_steps=config.max_forecast_steps,
             max_queue_per_tenant=config.tenant_queue,
+            request_timeout_s=config.request_timeout_s,
             metrics=metrics,
             sweep_period_s=period_of(config.idle_timeout_s),
             fetch=partial(shelf.fetch, catalog),

@@ -3,27 +3,30 @@
 Rules
 - Whatever waits when the engine is free runs at once; nothing is delayed to fill a batch.
 - One session has at most one row in a batch, and its requests run in their order of arrival.
-- A batch is of one model, of at most `max_batch` rows, and of chunks of similar length: the
-  longest row has less than four times the steps of the shortest, which bounds what padding costs.
+- A batch is of one model and of at most `max_batch` rows. Single steps have batches of their own,
+  so that none waits for a longer row; chunks of all other lengths run together
+  (`service/pieces.py`: none is paid for the longest).
 - A job that runs apart (its model is not isolated, and makes a call of each step of each row) has
   a batch to itself: rows beside it would save nothing, and all else would wait for all of them.
 - A job may fill several rows of a batch (a forecast of many samples); it is never split.
 - A long chunk runs in slices of at most `slice_steps`, or `APART_SLICE_STEPS` where it runs apart;
   between two slices others have their turn.
-- Lanes (a model and a range of lengths) take turns, and so do the sessions of a lane.
+- Lanes (a model, and whether single steps) take turns, in a lane its tenants, one job a turn, and
+  of a tenant its sessions. So how long a job waits does not depend on how many others wait of
+  another tenant, but only on how many tenants there are.
 - At most `max_queue` jobs wait or run, and of one tenant `max_per_tenant`: none fills the queue
   for all others.
 
 How it works: each session has a queue of jobs, and stands in the lane of its first job unless
 that job is running. `take` empties the lane whose turn it is, up to `max_batch` rows; `release`
 puts the session back at the end of a lane, if it has more to do. `park` puts it aside instead,
-until `wake`.
+until `wake`. A tenant that has had its turn goes behind the others, also in the next batch; one of
+which a job was too wide for what was left of a batch goes before them.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from service.errors import CapacityError
 
@@ -68,15 +71,15 @@ class Job(Protocol):
 J = TypeVar("J", bound=Job)
 
 
-@dataclass(frozen=True)
-class Row(Generic[J]):
+class Row(NamedTuple, Generic[J]):
     """One job's part of a batch: its next `steps`."""
 
     job: J
     steps: int
 
 
-Lane = tuple[Hashable, int]
+Lane = tuple[Hashable, bool]  # model, single steps
+Turns = dict[Hashable, dict[Hashable, None]]  # tenant -> its sessions; both in order of turn
 
 
 class Batcher(Generic[J]):
@@ -102,13 +105,20 @@ class Batcher(Generic[J]):
         self._retry_after_s = retry_after_s
         self._counts: Counter[Hashable] = Counter()  # jobs by tenant; 0 is not kept
         self._queues: dict[Hashable, deque[J]] = {}
-        self._lanes: dict[Lane, dict[Hashable, None]] = {}  # both dicts in order of turn
+        self._lanes: dict[Lane, Turns] = {}  # in order of turn
         self._running: set[Hashable] = set()
         self._parked: set[Hashable] = set()
         self._count = 0
 
     def is_full_for(self, tenant: Hashable) -> bool:
         return self._count >= self._max_queue or self._counts[tenant] >= self._max_per_tenant
+
+    def has_room_for(self, tenant: Hashable, jobs: int) -> bool:
+        """Whether so many more are taken; of more than are ever taken, once nothing waits."""
+        held, count = self._counts[tenant], self._count
+        return (count == 0 or count + jobs <= self._max_queue) and (
+            held == 0 or held + jobs <= self._max_per_tenant
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -124,6 +134,27 @@ class Batcher(Generic[J]):
         """Whether `take` would give rows."""
         return bool(self._lanes)
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether any session has a job that waits or runs."""
+        return bool(self._queues)
+
+    def is_busy(self, key: Hashable) -> bool:
+        """Whether the session has a job that waits or runs."""
+        return key in self._queues
+
+    def hold(self, tenant: Hashable, jobs: int) -> None:
+        """Count so many jobs as waiting that are not here: they wait elsewhere."""
+        self._count += jobs
+        self._counts[tenant] += jobs
+
+    def let_go(self, tenant: Hashable, jobs: int) -> None:
+        """They are done with, or are added now."""
+        self._count -= jobs
+        self._counts[tenant] -= jobs
+        if not self._counts[tenant]:
+            del self._counts[tenant]
+
     def last_of(self, key: Hashable) -> J | None:
         """The session's latest job that has not finished."""
         queue = self._queues.get(key)
@@ -137,35 +168,51 @@ class Batcher(Generic[J]):
         """
         if self.is_full_for(job.tenant):
             raise self._full(job.tenant)
-        queue = self._queues.setdefault(job.key, deque())
-        queue.append(job)
         self._count += 1
         self._counts[job.tenant] += 1
-        if len(queue) == 1:
+        queue = self._queues.get(job.key)
+        if queue is None:
+            self._queues[job.key] = deque((job,))
             self._enter_lane(job)
+        else:
+            queue.append(job)
 
     def take(self) -> list[Row[J]]:
         """The rows of the next batch; each job must be released after it ran."""
         if not self._lanes:
             return []
         lane = next(iter(self._lanes))
-        waiting = self._lanes.pop(lane)
-        rows: list[Row[J]] = []
-        first = self._queues[next(iter(waiting))][0]  # a lane is of one model
+        turns = self._lanes.pop(lane)
+        jobs, order = self._choose(turns)
+        for job in jobs:
+            del turns[job.tenant][job.key]
+            self._running.add(job.key)
+        left = {tenant: turns[tenant] for tenant in order if turns[tenant]}
+        if left:
+            self._lanes[lane] = left  # at the end: the other lanes have their turn first
+        return [Row(job, self._slice_of(job)) for job in jobs]
+
+    def _choose(self, turns: Turns) -> tuple[list[J], list[Hashable]]:
+        """The jobs of the next batch, and the tenants as their turns are after that."""
+        queues = self._queues
+        first = queues[next(iter(next(iter(turns.values()))))][0]  # a lane is of one model
         room = first.rows if first.runs_apart else max(first.rows, self._max_batch)
-        for key in list(waiting):
-            job = self._queues[key][0]
-            if job.rows > room:
-                continue  # it is among the first of the next batch
-            del waiting[key]
-            self._running.add(key)
-            rows.append(Row(job, self._slice_of(job)))
-            room -= job.rows
-            if room == 0:
-                break
-        if waiting:
-            self._lanes[lane] = waiting  # at the end: the other lanes have their turn first
-        return rows
+        jobs: list[J] = []
+        held_up: dict[Hashable, None] = {}
+        waiting: deque[tuple[Hashable, Iterator[Hashable]]] = deque(
+            (tenant, iter(sessions)) for tenant, sessions in turns.items()
+        )
+        while waiting and room:
+            tenant, sessions = waiting.popleft()
+            for key in sessions:
+                job = queues[key][0]
+                if job.rows <= room:
+                    jobs.append(job)
+                    room -= job.rows
+                    waiting.append((tenant, sessions))
+                    break
+                held_up[tenant] = None
+        return jobs, [*held_up, *(t for t, _ in waiting if t not in held_up)]
 
     def release(self, job: J, *, finished: bool) -> None:
         """End a job's part in a batch; an unfinished one stays first of its session."""
@@ -173,7 +220,7 @@ class Batcher(Generic[J]):
         queue = self._queues[job.key]
         if finished:
             queue.popleft()
-            self._forget(job)
+            self.let_go(job.tenant, 1)
         self._next_in(job.key)
 
     def park(self, job: J) -> None:
@@ -200,7 +247,7 @@ class Batcher(Generic[J]):
         elif is_first:
             self._leave_lane(job)
         queue.remove(job)
-        self._forget(job)
+        self.let_go(job.tenant, 1)
         if is_first:
             self._next_in(job.key)
         return True
@@ -210,7 +257,7 @@ class Batcher(Generic[J]):
         return queue is not None and queue[0] is job and job.key in self._running
 
     def _full(self, tenant: Hashable) -> CapacityError:
-        # Sessions take turns whoever's they are: a tenant's jobs are done when all of now are.
+        # As tenants take turns, one's jobs are done at the latest when all of now are.
         wait_s = self._retry_after_s(self._count)
         if self._count >= self._max_queue:
             limit = "queue"
@@ -223,12 +270,6 @@ class Batcher(Generic[J]):
             )
         return CapacityError(f"{message}; retry in {wait_s} s", limit=limit, retry_after_s=wait_s)
 
-    def _forget(self, job: J) -> None:
-        self._count -= 1
-        self._counts[job.tenant] -= 1
-        if not self._counts[job.tenant]:
-            del self._counts[job.tenant]
-
     def _next_in(self, key: Hashable) -> None:
         queue = self._queues[key]
         if queue:
@@ -240,15 +281,23 @@ class Batcher(Generic[J]):
         most = APART_SLICE_STEPS if job.runs_apart else self._slice_steps
         return min(job.steps_left, most)
 
-    def _lane_of(self, job: J) -> Lane:
-        # 1 | 2..7 | 8..31 | 32..127 | 128.. : a factor of four at most, and a lane for single steps
-        return job.model, self._slice_of(job).bit_length() // 2
-
     def _enter_lane(self, job: J) -> None:
-        self._lanes.setdefault(self._lane_of(job), {})[job.key] = None
+        lane = (job.model, job.steps_left == 1)
+        turns = self._lanes.get(lane)
+        if turns is None:
+            self._lanes[lane] = {job.tenant: {job.key: None}}
+            return
+        sessions = turns.get(job.tenant)
+        if sessions is None:
+            turns[job.tenant] = {job.key: None}
+        else:
+            sessions[job.key] = None
 
     def _leave_lane(self, job: J) -> None:
-        lane = self._lane_of(job)
-        del self._lanes[lane][job.key]
-        if not self._lanes[lane]:
+        lane = (job.model, job.steps_left == 1)
+        turns = self._lanes[lane]
+        del turns[job.tenant][job.key]
+        if not turns[job.tenant]:
+            del turns[job.tenant]
+        if not turns:
             del self._lanes[lane]

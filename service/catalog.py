@@ -156,6 +156,14 @@ class Catalog:
         """The newest version of the only name that is configured."""
         return self._newest.get(self.names[0]) if len(self.names) == 1 else None
 
+    def loaded(self, name: str, version: str) -> Model | None:
+        """A model, if it is loaded."""
+        return self._loaded.get(f"{name}:{version}")
+
+    def serves(self, model: Model) -> bool:
+        """Whether it is loaded, and not another of the same name and version since."""
+        return self._loaded.get(model.reference) is model
+
     def is_newest(self, model: Model) -> bool:
         return self._newest.get(model.name) is model
 

@@ -8,7 +8,8 @@ Rules
 - A result that is not finite fails that row alone; its session stays as it was.
 - An exception in a run fails the jobs of that batch, and never the loop.
 - Once draining, accepted requests are answered and new ones refused.
-- A job that nobody waits for any more is not run.
+- A job that nobody waits for any more is not run. One whose time is up is refused, and if it ran
+  just then what came of it is thrown away, unless its commit was under way.
 - A forecast is a job like others, whose rows are never committed (`service/forecast.py`).
 - A job whose model must first be loaded is put aside meanwhile, with its session; others go on.
 
@@ -26,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from service.batcher import Batcher, Row
+from service.blocks import Block, Blocks
 from service.catalog import Catalog
 from service.errors import (
     CapacityError,
@@ -46,11 +48,11 @@ from service.forecast import (
     check_session,
 )
 from service.homes import Fetch, Homes
-from service.job import Answer, Job, Request
+from service.job import Answer, Job, Request, timed_out
 from service.logs import about
 from service.metrics import PUBLISH_PERIOD_S, Metrics, forget_dead_workers, unread_metrics
 from service.model import Model
-from service.observer import Observer, named
+from service.observer import Observer, Work, named
 from service.pace import Pace
 from service.promotion import Promoted, Promotions, promote
 from service.session import (
@@ -72,8 +74,6 @@ from service.sweeper import sweep_forever
 from service.tracing import Tracing
 
 Array = np.ndarray
-Work = Job | Forecast
-
 INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # Loop turns between the first request and its batch: one reads the sockets, one runs the handlers
 # that were woken. Bursts of 64 requests over 64 connections met in batches of 52 rows with none
@@ -99,6 +99,7 @@ class Engine:
         max_steps: int,
         max_forecast_steps: int = MAX_FORECAST_STEPS,
         max_queue_per_tenant: int | None = None,
+        request_timeout_s: float | None = None,
         metrics: Metrics | None = None,
         sweep_period_s: float | None = None,
         entropy: Callable[[], int] = lambda: random.getrandbits(63),
@@ -108,6 +109,7 @@ class Engine:
     ) -> None:
         """
         Args:
+            request_timeout_s: what any request may take; None: as long as it takes.
             metrics: None: counted in a registry that nobody reads.
             tracing: None: there are no spans.
             sweep_period_s: between two looks for idle sessions; None: somebody else looks.
@@ -116,6 +118,10 @@ class Engine:
         self.promotions = promotions or Promotions(store)
         self.entropy = entropy  # what a session's birth is drawn from
         self.max_queue = max_queue
+        self._request_timeout_s = request_timeout_s
+        # Of the queue at most a half: it would wait too long for more room among single requests.
+        queue = min(max_queue, max_queue_per_tenant or max_queue)
+        self.max_block = max(1, min(max_batch, queue // 2))
         self._homes = Homes(catalog, store, self.promotions, fetch)
         self._store = store
         self._max_steps = max_steps
@@ -132,13 +138,25 @@ class Engine:
             max_per_tenant=max_queue_per_tenant,
             retry_after_s=self._pace.retry_after_s,
         )
+        self._pool = ThreadPoolExecutor(1, "carousel-run")
+        self._blocks = Blocks(
+            store.table,
+            catalog,
+            self.promotions,
+            self._observer,
+            max_batch,
+            self._pool,
+            INLINE_S,
+            self._batcher,
+            self._take_up,
+            request_timeout_s,
+        )
         self._under_way = UnderWay(
             max_batch, max_queue, max_queue_per_tenant, self._pace.retry_after_s
         )
         self._asides: set[asyncio.Task[None]] = set()  # of jobs that wait for their models
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
-        self._pool = ThreadPoolExecutor(1, "carousel-run")
         self._tasks: list[asyncio.Task[None]] = []
         self._on_drain: set[Callable[[], object]] = set()
         self.is_draining = False
@@ -157,14 +175,78 @@ class Engine:
         arrived_s = self._observer.clock()
         try:
             self.refuse_if_draining()
+            if self._blocks.has_any:
+                await self._blocks.passed(request.key)
             job = await self._read(request)
             self._batcher.add(job)
         except CarouselError as error:
             self._observer.turn_away(request, error, arrived_s)
             raise
         self._observer.accept(job, arrived_s)
+        self._limit(job)
         self._work.set()
         return job
+
+    def seat_of(self, key: SessionKey) -> tuple[int, Model] | None:
+        """Where a session that lives stands among those that may advance as rows of a `Block`.
+
+        None: it may not: there is none, its model is not loaded or takes one row at a time, or
+        requests are run, or told of, one by one here.
+        """
+        return self._blocks.seat_of(key)
+
+    @property
+    def seats_generation(self) -> int:
+        """Seats of another mean nothing."""
+        return self._blocks.table.generation
+
+    def offer(self, block: Block) -> None:
+        """Accept the requests of a block; its receiver is told what becomes of each.
+
+        Raises:
+            DrainingError: the server is shutting down.
+        """
+        self.refuse_if_draining()
+        self._blocks.add(block)
+        self._work.set()
+
+    def _take_up(self, block: Block, row: int) -> None:
+        """Let a row of a block go on as a job."""
+        request = block.request(row)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        try:
+            job = Job(request, block.model, self._max_steps, future)
+            self._batcher.add(job)
+        except ClientError as error:
+            if len(self.catalog.versions_of(block.model.name)) > 1:  # its session may have moved
+                task = asyncio.get_running_loop().create_task(self._read_anew(block, row))
+                self._asides.add(task)
+                task.add_done_callback(self._asides.discard)
+            else:
+                self._turn_away(block, row, request, error)
+        except CarouselError as error:
+            self._turn_away(block, row, request, error)
+        else:
+            self._observer.accept(job, block.arrived_s)
+            self._limit(job)
+            block.receiver.left(block, row, job)
+
+    async def _read_anew(self, block: Block, row: int) -> None:
+        request = block.request(row)
+        try:
+            job = await self._read(request)
+            self._batcher.add(job)
+        except CarouselError as error:
+            self._turn_away(block, row, request, error)
+            return
+        self._observer.accept(job, block.arrived_s)
+        self._limit(job)
+        block.receiver.left(block, row, job)
+        self._work.set()
+
+    def _turn_away(self, block: Block, row: int, request: Request, error: CarouselError) -> None:
+        self._observer.turn_away(request, error, block.arrived_s)
+        block.receiver.refused(block, row, error)
 
     def refuse_if_draining(self) -> None:
         """DrainingError if nothing new is accepted any more."""
@@ -193,6 +275,8 @@ class Engine:
         self._observer.accept(forecast, arrived_s)
         if forecast.is_whole:
             self._observer.end(forecast)
+        else:
+            self._limit(forecast)
         return forecast
 
     async def _begin_forecast(self, request: ForecastRequest) -> Forecast:
@@ -229,9 +313,9 @@ class Engine:
             self._work.set()
         return lines
 
-    async def wait_for_room(self, tenant: str) -> None:
-        """Return once the queue takes another request of `tenant`."""
-        while self._batcher.is_full_for(tenant):
+    async def wait_for_room(self, tenant: str, jobs: int = 1) -> None:
+        """Return once the queue takes so many more requests of `tenant`, or is empty."""
+        while not self._batcher.has_room_for(tenant, jobs):
             self._room.clear()
             await self._room.wait()
 
@@ -241,6 +325,28 @@ class Engine:
         if self._batcher.discard(job):
             self._room.set()
             self._observer.abandon(job)
+
+    def _limit(self, work: Work) -> None:
+        """Refuse it once its time is up."""
+        timeout_s = work.request.origin.within(self._request_timeout_s).timeout_s
+        if timeout_s is None:
+            return
+        loop = asyncio.get_running_loop()
+        waited_s = self._observer.clock() - work.arrived_s
+        work.timeout_s, work.due_s = timeout_s, loop.time() + timeout_s - waited_s
+        timer = loop.call_at(work.due_s, self._time_out, work)
+        work.future.add_done_callback(lambda _: timer.cancel())
+
+    def _time_out(self, work: Work) -> None:
+        if work.future.done() or work.is_committing:
+            return
+        error = timed_out(work.timeout_s)
+        if self._batcher.discard(work):
+            self._room.set()
+            self._observer.end(work, error)
+        else:
+            work.too_late = error
+        work.future.set_exception(error)
 
     async def show_metrics(self) -> None:
         """Bring what /metrics shows up to date, live sessions last, as the store may fail."""
@@ -330,6 +436,8 @@ class Engine:
 
     async def settle(self, key: SessionKey) -> None:
         """Return once what the session has waiting here now is done."""
+        if self._blocks.has_any:
+            await self._blocks.passed(key)
         last = self._batcher.last_of(key)
         if last is not None:
             await asyncio.wait([last.future])
@@ -376,9 +484,22 @@ class Engine:
             await self._work.wait()
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
-            await self.step()
-            if not self._batcher.has_waiting:
+            if self._blocks.has_waiting:
+                await self._run_blocks()
+            if self._batcher.has_waiting:
+                await self.step()
+            if not (self._batcher.has_waiting or self._blocks.has_waiting):
                 self._work.clear()
+
+    async def _run_blocks(self) -> None:
+        clock = asyncio.get_running_loop().time
+        since = self._busy_since or clock()
+        rows = await self._blocks.run()
+        self._finished += rows
+        self._room.set()
+        now = clock()
+        self._pace.note(rows, now - since)
+        self._busy_since = None if self._batcher.is_empty else now
 
     # One step -----------------------------------------------------------------------------------
 
@@ -430,6 +551,22 @@ class Engine:
 
     def _begin(self, job: Job, record: Record | None) -> None:
         taken = job.model
+        is_settled = record is not None and self._homes.settles(job, record)
+        move = decide(job.ask, record) if is_settled else self._decide_at_home(job, record)
+        if record is not None:
+            if move is Move.REPLAY:
+                self._answer(job, job.replay(record), is_replay=True)
+                return
+            if not is_settled:
+                job.bind_to(self._homes.moved(job, record))
+        self.catalog.note_use(job.model.name, job.model.version)
+        if job.model is taken:
+            job.start(record, self.entropy(), anew=move is Move.BEGIN)
+        else:  # it waits for a batch of its model
+            self._batcher.release(job, finished=False)
+
+    def _decide_at_home(self, job: Job, record: Record | None) -> Move:
+        """`decide`, with the job bound to the model that its session is on."""
         goal = self.promotions.goal(record) if record is not None else None
         found = situation(job.ask, record, goal)
         if found is not Situation.ELSEWHERE:
@@ -437,17 +574,7 @@ class Engine:
             if home is not job.model:  # it was guessed before the session could be known
                 job.bind(home)
                 found = situation(job.ask, record, goal)
-        move = _judge(found, job, record)
-        if record is not None:
-            if move is Move.REPLAY:
-                self._answer(job, job.replay(record), is_replay=True)
-                return
-            job.bind_to(self._homes.moved(job, record))
-        self.catalog.note_use(job.model.name, job.model.version)
-        if job.model is taken:
-            job.start(record, self.entropy(), anew=move is Move.BEGIN)
-        else:  # it waits for a batch of its model
-            self._batcher.release(job, finished=False)
+        return _judge(found, job, record)
 
     def _put_aside(self, job: Job, error: ModelLoadingError) -> None:
         """Keep the job and its session out of batches until its model is loaded."""
@@ -491,6 +618,8 @@ class Engine:
                 self._refuse(row.job, result)
             elif isinstance(row.job, Forecast):
                 self._tell(row.job, result)
+            elif row.job.too_late is not None:
+                self._refuse(row.job, row.job.too_late)
             elif row.job.steps_left == 0:
                 whole.append(row.job)
             else:
@@ -531,10 +660,14 @@ class Engine:
             commits.append(Commit(job.key, before, after, job.request.most))
         if not commits:
             return
+        for job, _ in records:
+            job.is_committing = True
         with self._observer.committing:
             outcomes = await self._store.commit(commits)
         for (job, record), outcome in zip(records, outcomes, strict=True):
             if outcome is Outcome.DONE:
+                if not job.request.ends:
+                    self._blocks.table.note(job.key, record)
                 if record.last.created and not job.request.ends:
                     self._observer.opened(record)
                 self._answer(job, job.whole_answer(record))
@@ -543,8 +676,11 @@ class Engine:
             elif job.future.done():  # abandoned; and perhaps its session was dropped since
                 self._leave(job)
                 self._observer.leave(job)
+            elif asyncio.get_running_loop().time() >= job.due_s:
+                self._refuse(job, timed_out(job.timeout_s))
             else:
                 self.metrics.lost_commit()
+                job.is_committing = False
                 job.restart()
                 self._batcher.release(job, finished=False)
 

@@ -250,9 +250,9 @@ class StoreFullError(CapacityError):
 
 
 class TimedOutError(CapacityError):
-    """The client's own timeout ended the wait; the request may have been done, or not.
+    """Its client's own timeout, or the server's, was over first; the request was not done.
 
-    Sent again with the same `step`, it is done once.
+    What a run of it had computed is thrown away: its session stands where it stood.
     """
 
     code = "timed_out"

@@ -33,11 +33,10 @@ from service.errors import (
     TooLongError,
 )
 from service.feedback import Chance, Guess, open_feedback
-from service.job import Rows
+from service.job import Rows, Waited
 from service.model import Model
 from service.origin import NOWHERE, Origin
 from service.session import Ask, Move, Record, SessionKey, decide
-from service.tracing import Span
 
 Array = np.ndarray
 
@@ -120,12 +119,8 @@ def check_session(request: ForecastRequest, record: Record | None) -> None:
         )
 
 
-class Forecast:
+class Forecast(Waited):
     """One forecast that is waiting or running; the batcher takes it for a job."""
-
-    arrived_s = 0.0  # these three are the observer's, as those of `Job`
-    was_taken = False
-    span: Span | None = None
 
     def __init__(
         self,

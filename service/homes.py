@@ -66,6 +66,20 @@ class Homes:
             raise error
         await self._fetch(str(error.data["reference"]))
 
+    def settles(self, job: Job, record: Record) -> bool:
+        """Whether a job of a model that is loaded is bound to its session's, which stays there.
+
+        True of nearly all; `of_job` and `moved` would both find `job.model`.
+        """
+        model = job.model
+        return (
+            record.version == model.version
+            and record.model == model.name
+            and job.ask.act is not Act.START
+            and self._catalog.serves(model)
+            and not self._promotions.moves(record.model, record.version)
+        )
+
     def of(self, request: Request | ForecastRequest, record: Record | None) -> Model:
         """The model that reads the request's rows and gives the last reply again.
 

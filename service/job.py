@@ -1,14 +1,16 @@
 """A request on its way through the engine, and its answer, the same under every protocol."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
-from service.errors import ResultNotFiniteError, TooLongError
+from service.errors import ResultNotFiniteError, TimedOutError, TooLongError
 from service.model import Model
 from service.origin import NOWHERE, Origin
 from service.session import (
@@ -45,8 +47,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """Advance a session by rows."""
 
     key: SessionKey
@@ -67,8 +68,7 @@ class Request:
         return self.key.session_id
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a request got; y (T, ...) in raw units, `step` the index of the next step.
 
     `result` is what its reply shows: y, if that was wanted, and what the pipeline reads in it.
@@ -84,22 +84,41 @@ class Answer:
     restarted: bool = False  # created where an older session lived, which is no more
 
 
-class Job:
+def timed_out(timeout_s: float) -> TimedOutError:
+    return TimedOutError(
+        f"the request took longer than its timeout of {timeout_s:g} s; it was not done, and its "
+        "session stands where it stood; send it again, or give it more time"
+    )
+
+
+class Waited:
+    """What the engine and its observer know of a job that somebody waits for."""
+
+    arrived_s = 0.0  # these three are the observer's: on its clock, when it came
+    was_taken = False  # into a batch, ever
+    span: Span | None = None  # None: it is not traced
+    timeout_s = math.inf  # these are the engine's: what it may take,
+    due_s = math.inf  # and until when, on the loop's clock
+    is_committing = False  # its answer is as good as given
+    too_late: TimedOutError | None = None  # its time was up while it ran: that is thrown away
+
+
+class Job(Waited):
     """A request that is waiting or running.
 
     Nothing of it is seen by others until it is whole: the running state and the y so far live
     here, and go to the store in one commit.
     """
 
-    arrived_s = 0.0  # these three are the observer's: on its clock, when it came
-    was_taken = False  # into a batch, ever
-    span: Span | None = None  # None: it is not traced
+    rows = 1  # of a batch
 
     def __init__(
         self, request: Request, model: Model, max_steps: int, future: "asyncio.Future[Answer]"
     ) -> None:
         """Decode and check the request for `model`; ClientError if it does not fit."""
         self.request = request
+        self.key = request.key
+        self.tenant = request.key.tenant
         self.future = future
         self.max_steps = max_steps
         self.bind(model)
@@ -135,20 +154,8 @@ class Job:
         self.progress: Progress | None = None
 
     @property
-    def key(self) -> SessionKey:
-        return self.request.key
-
-    @property
-    def tenant(self) -> str:
-        return self.request.key.tenant
-
-    @property
     def runs_apart(self) -> bool:
         return not self.model.runtime.isolated
-
-    @property
-    def rows(self) -> int:
-        return 1
 
     @property
     def steps_left(self) -> int:

@@ -90,7 +90,7 @@ class Samples:
 class Tally:
     """What a histogram is to hold, until it is published; `add(value)` is a list's append."""
 
-    __slots__ = ("_bounds", "_labels", "_target", "_values", "add")
+    __slots__ = ("_bounds", "_labels", "_many", "_target", "_values", "add")
 
     def __init__(
         self, target: _Distribution, bounds: Sequence[float] = SECONDS, labels: Sequence[str] = ()
@@ -99,22 +99,29 @@ class Tally:
         self._labels = labels
         self._bounds = np.array(bounds)
         self._values: list[float] = []
+        self._many: list[tuple[float, int]] = []
         self.add = self._values.append
 
+    def add_many(self, value: float, count: int) -> None:
+        """The same value, so often."""
+        self._many.append((value, count))
+
     def publish(self) -> None:
-        if self._values:
-            values = np.array(self._values)
+        if self._values or self._many:
+            values = np.array([*self._values, *(value for value, _ in self._many)])
+            weights = np.array([*(1 for _ in self._values), *(count for _, count in self._many)])
             self._values.clear()
+            self._many.clear()
             places = np.searchsorted(self._bounds, values)  # of the first bound that is no less
-            counts = np.bincount(places, minlength=len(self._bounds) + 1)
+            counts = np.bincount(places, weights, len(self._bounds) + 1)
             target = self._target.labels(*self._labels) if self._labels else self._target
-            target.add(counts.tolist(), float(values.sum()))
+            target.add(counts.tolist(), float(values @ weights))
 
 
 class OfModel:
     """What is counted of one version of a model."""
 
-    __slots__ = ("begun", "ends", "forecast", "parts", "rows", "run_s", "steps")
+    __slots__ = ("begun", "ends", "forecast", "many", "parts", "rows", "run_s", "steps")
 
     def __init__(self, rows: Tally, run_s: Tally) -> None:
         self.rows = rows
@@ -122,11 +129,22 @@ class OfModel:
         self.steps = 0
         self.forecast = 0
         self.begun = 0
-        self.ends: list[tuple[str, str, float]] = []  # of requests: protocol, outcome, seconds
+        # Of requests: (protocol, outcome) -> seconds; of blocks how many.
+        self.ends: dict[tuple[str, str], list[float]] = {}
+        self.many: Tallies[tuple[str, str]] = Tallies()
         self.parts: dict[str, Duration] = {}
 
+    def ended_many(self, protocol: str, outcome: str, seconds: float, count: int) -> None:
+        """As `ended`, of requests that came and ended together."""
+        self.many[protocol, outcome] += count
+        self.spent(outcome, count, count * seconds)
+
     def ended(self, protocol: str, outcome: str, seconds: float) -> None:
-        self.ends.append((protocol, outcome, seconds))
+        found = self.ends.get((protocol, outcome))
+        if found is None:
+            self.ends[protocol, outcome] = [seconds]
+        else:
+            found.append(seconds)
 
     def spent(self, part: str, count: int, seconds: float) -> None:
         """`count` requests spent so long in a part of their way, in all."""
@@ -304,16 +322,18 @@ class Metrics:
                 if count := getattr(counts, name):
                     target.labels(*labels).inc(count)
                     setattr(counts, name, 0)
-            for _, outcome, seconds in counts.ends:
-                counts.spent(outcome, 1, seconds)
-            if counts.ends:
+            for (_, outcome), times in counts.ends.items():
+                counts.spent(outcome, len(times), sum(times))
+            if counts.ends or counts.many:
                 self._last.labels(*labels).set(time.time())
-            tallies = Tallies((protocol, outcome) for protocol, outcome, _ in counts.ends)
+            tallies = Tallies({place: len(times) for place, times in counts.ends.items()})
+            tallies.update(counts.many)
             for (protocol, outcome), count in tallies.items():
                 self._requests.labels(protocol, *labels, outcome).inc(count)
                 if outcome == "replayed":
                     self._replayed.inc(count)
             counts.ends.clear()
+            counts.many.clear()
             for part, spent in counts.parts.items():
                 self._parts.labels(*labels, part).add(spent.count, spent.seconds)
             counts.parts.clear()

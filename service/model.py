@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,12 @@ from service.artifact import Array, Artifact, Golden
 from service.cpu import read_cpu
 from service.errors import NotIsolatedError, ShapeError, StateTooLargeError
 from service.layout import State
+from service.pieces import cut, run_pieces
+from service.pipeline import Pipeline
 from service.reading import Reader
 from service.runtime import Runtime
 from service.self_test import repeat, run_self_test
-from service.wire import RowShape, refuse_not_finite
+from service.wire import RowShape, all_finite, refuse_not_finite
 
 logger = logging.getLogger("carousel.model")
 
@@ -83,15 +86,15 @@ class Model:
         _prove(artifact, runtime, golden)
         return cls(artifact, runtime, _measure_cost(artifact, runtime, golden))
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.artifact.manifest.name
 
-    @property
+    @cached_property
     def version(self) -> str:
         return self.artifact.manifest.version
 
-    @property
+    @cached_property
     def reference(self) -> str:
         return f"{self.name}:{self.version}"
 
@@ -102,6 +105,14 @@ class Model:
         port = manifest.ports.x
         tail = tuple(int(dim) for dim in port.shape[2:])
         return RowShape(tail, port.dtype, manifest.pipeline.tokens)
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        return self.artifact.manifest.pipeline
+
+    @cached_property
+    def _dtype(self) -> "np.dtype[Any]":
+        return np.dtype(self.row_shape.dtype)
 
     @cached_property
     def reader(self) -> Reader:
@@ -123,17 +134,30 @@ class Model:
         """
         shape = self.row_shape
         if shape.vocabulary is not None and x.ndim < len(shape.tail) + 1:
-            x = self.artifact.manifest.pipeline.one_hot(x)
-        if x.ndim != len(shape.tail) + 1 or x.shape[1:] != shape.tail or 0 in x.shape:
+            x = self._pipeline.one_hot(x)
+        if x.shape[1:] != shape.tail or 0 in x.shape or x.ndim != len(shape.tail) + 1:
             raise ShapeError(
                 f"`x` has shape {x.shape}, expected {shape.wanted} from manifest port `x`"
             )
-        refuse_not_finite(x)
-        self._refuse_unknown_ids(x)
-        with np.errstate(over="ignore"):  # the overflow is found in its result, just below
-            encoded = self.artifact.manifest.pipeline.encode(x).astype(shape.dtype)
-        refuse_not_finite(encoded, f" in {shape.dtype}: {_extreme(x)} is too large")
-        return np.ascontiguousarray(encoded)
+        if shape.dtype == "int64":
+            refuse_not_finite(x)  # before a cast that would make numbers of NaN
+            self._refuse_unknown_ids(x)
+        encoded = self._cast(x)
+        if not all_finite(encoded):  # as x is not, or it is too large for the port's dtype
+            refuse_not_finite(x)
+            refuse_not_finite(encoded, f" in {shape.dtype}: {_extreme(x)} is too large")
+        return encoded
+
+    def _cast(self, x: Array) -> Array:
+        """Standardised, in the port's dtype; what is too large for it becomes infinite."""
+        if self._pipeline.x is None and x.dtype == self._dtype:
+            return np.array(x, order="C")
+        with np.errstate(over="ignore"):
+            return self._pipeline.encode(x).astype(self._dtype, order="C")
+
+    def encode_many(self, x: Array) -> Array:
+        """`encode` of N requests of equally many steps: (N, T, ...) -> the same; raises as it."""
+        return self.encode(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], *self.row_shape.tail)
 
     def _refuse_unknown_ids(self, x: Array) -> None:
         ids = self.artifact.manifest.ports.x.ids
@@ -147,7 +171,7 @@ class Model:
 
     def decode(self, y: Array) -> Array:
         """The model's y (T, ...) -> raw units; float64 if the pipeline scales it."""
-        return np.ascontiguousarray(self.artifact.manifest.pipeline.decode(y))
+        return np.ascontiguousarray(self._pipeline.decode(y))
 
     def run(
         self, chunks: Sequence[Array], states: Sequence[bytes]
@@ -161,26 +185,52 @@ class Model:
             B arrays y (T_b, ...) in the model's units, B new blobs, and for each row whether all
             of its y and state is finite.
         """
-        layout = self.artifact.layout
-        x, lengths = _pad(chunks)
-        y, after = self.runtime.run(x, layout.unpack(states), lengths)
-        finite = _finite_rows(y, after)
-        return [y[b, :n] for b, n in enumerate(lengths)], layout.pack(after), finite
+        lengths = [len(chunk) for chunk in chunks]
+        if min(lengths) < max(lengths):
+            return self._run_mixed(chunks, states, lengths)
+        layout, first = self.artifact.layout, chunks[0]
+        x = first if len(chunks) == 1 else np.concatenate(chunks)
+        x = x.reshape(len(chunks), *first.shape)
+        y, after = self.runtime.run(x, layout.unpack(states))
+        return list(y), layout.pack(after), _finite_rows(y, after)
 
+    def _run_mixed(
+        self, chunks: Sequence[Array], states: Sequence[bytes], lengths: Sequence[int]
+    ) -> tuple[list[Array], list[bytes], list[bool]]:
+        layout, runtime = self.artifact.layout, self.runtime
+        order = sorted(range(len(chunks)), key=lambda row: -lengths[row])
+        long_first = [lengths[row] for row in order]
+        x = np.zeros((len(chunks), long_first[0], *chunks[0].shape[1:]), chunks[0].dtype)
+        for place, row in enumerate(order):
+            x[place, : lengths[row]] = chunks[row]
+        state, counts = layout.unpack([states[row] for row in order]), np.array(long_first)
+        if runtime.isolated:
+            pieces = cut(long_first, self.cost.per_row_s, self.cost.base_s)
+            y, after = run_pieces(runtime.run, x, state, counts, pieces)
+        else:
+            y, after = runtime.run(x, state, counts)
+        places = np.argsort(order)
+        blobs, finite = layout.pack(after), _finite_rows(y, after)
+        ys = [y[place, :length] for place, length in zip(places, lengths, strict=True)]
+        return ys, [blobs[place] for place in places], [finite[place] for place in places]
 
-def _pad(chunks: Sequence[Array]) -> tuple[Array, Array]:
-    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
-    if len(chunks) == 1:
-        return chunks[0][np.newaxis], lengths
-    x = np.zeros((len(chunks), lengths.max(), *chunks[0].shape[1:]), chunks[0].dtype)
-    for b, chunk in enumerate(chunks):
-        x[b, : len(chunk)] = chunk
-    return x, lengths
+    def run_many(self, x: Array, state: State) -> tuple[Array, State, Array]:
+        """Advance B sessions by equally many steps.
+
+        Args:
+            x: (B, T, ...) as `encode_many` makes it.
+            state: name -> (B, ...).
+        Returns:
+            y (B, T, ...) in the model's units, the new state, and (B,) bool: whether all of a row's
+            y and state is finite.
+        """
+        y, after = self.runtime.run(x, state)
+        return y, after, np.array(_finite_rows(y, after))
 
 
 def _finite_rows(y: Array, state: State) -> list[bool]:
     arrays = [a for a in (y, *state.values()) if a.dtype.kind == "f"]
-    if all(np.isfinite(array).all() for array in arrays):
+    if all(all_finite(array) for array in arrays):
         return [True] * len(y)
     rows = [np.isfinite(array).reshape(len(array), -1).all(axis=1) for array in arrays]
     return [bool(ok) for ok in np.logical_and.reduce(rows)]

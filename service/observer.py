@@ -18,6 +18,7 @@ Rules
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Protocol
 
 from service.batcher import Row
 from service.errors import CarouselError
@@ -26,6 +27,7 @@ from service.job import Job, Request
 from service.logs import about, access, writes_access_lines
 from service.metrics import Metrics, OfModel, Tally
 from service.model import Model
+from service.origin import Origin
 from service.session import Record
 from service.tracing import Attributes, Span, Tracing, end_span
 
@@ -33,6 +35,16 @@ Work = Job | Forecast
 
 DONE, REPLAYED, REFUSED, FAILED, ABANDONED = "done", "replayed", "refused", "failed", "abandoned"
 MAX_NAMED = 20  # request ids in a line of the log
+
+
+class AnyBlock(Protocol):
+    """What is told of a block; see `service/blocks.py`."""
+
+    model: Model
+    origin: Origin
+    arrived_s: float
+
+    def __len__(self) -> int: ...
 
 
 class Part:
@@ -187,6 +199,41 @@ class Observer:
             for work, outcome, error in ended:
                 self._tell_of(work, outcome, error, now)
             ended.clear()
+
+    # Blocks -------------------------------------------------------------------------------------
+
+    @property
+    def tells_each(self) -> bool:
+        """Whether each request is told of for itself, by a span or a line: not in blocks."""
+        return self._tracing is not None or self._has_access_lines
+
+    def take_blocks(self, blocks: "Sequence[AnyBlock]") -> None:
+        """These have their turn."""
+        now = self.clock()
+        self._rows = sum(len(block) for block in blocks)
+        counts = self._of(blocks[0].model)
+        for block in blocks:
+            rows, waited = len(block), now - block.arrived_s
+            self.metrics.wait_s.add_many(waited, rows)
+            counts.spent("wait", rows, rows * waited)
+
+    def answer_rows(self, block: "AnyBlock", rows: int, steps: int) -> None:
+        """So many of a block's rows, of so many steps each, are done."""
+        self._of(block.model).steps += rows * steps
+        self._end_rows(block, DONE, rows)
+
+    def refuse_row(self, block: "AnyBlock", error: CarouselError) -> None:
+        """One of its rows failed."""
+        self._end_rows(block, _outcome(error), 1)
+
+    def abandon_row(self, block: "AnyBlock") -> None:
+        """Nobody waits for one of its rows any more."""
+        self._end_rows(block, ABANDONED, 1)
+
+    def _end_rows(self, block: "AnyBlock", outcome: str, rows: int) -> None:
+        protocol, seconds = block.origin.protocol, self.clock() - block.arrived_s
+        self._of(block.model).ended_many(protocol, outcome, seconds, rows)
+        self.metrics.latency_s[protocol].add_many(seconds, rows)
 
     # Sessions -----------------------------------------------------------------------------------
 

@@ -66,6 +66,11 @@ class Scaling(BaseModel):
             raise ValueError(f"`std` must be positive, got {self.std}")
         return self
 
+    @cached_property
+    def arrays(self) -> tuple[Array, Array]:
+        """Mean and std, (I,) float64: of lists NumPy makes them anew for every row."""
+        return np.array(self.mean, np.float64), np.array(self.std, np.float64)
+
 
 class Error(BaseModel):
     """How far a forecast of the next step is off, as measured on data that training never saw.
@@ -273,13 +278,17 @@ class Pipeline(BaseModel):
         """Raw x (..., I), raw units -> (..., I) float64, standardised (unitless). A copy."""
         if self.x is None:
             return np.array(x)
-        return (np.asarray(x, np.float64) - self.x.mean) / self.x.std
+        mean, std = self.x.arrays
+        standardised: Array = (np.asarray(x, np.float64) - mean) / std
+        return standardised
 
     def decode(self, y: Array) -> Array:
         """The model's y (..., O), standardised -> (..., O) float64, raw units."""
         if self.y is None or (self.alarm is not None and self.alarm.is_reconstruction):
             return y
-        return y.astype(np.float64) * self.y.std + self.y.mean
+        mean, std = self.y.arrays
+        raw: Array = y.astype(np.float64) * std + mean
+        return raw
 
     def one_hot(self, ids: Array) -> Array:
         """(...,) ids -> (..., V) float32, 1 at the token's place."""

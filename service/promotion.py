@@ -64,6 +64,10 @@ class Promotions:
         moves = self._moves.get(record.model)
         return record.version if moves is None else follow(moves, record.version)
 
+    def moves(self, name: str, version: str) -> bool:
+        """Whether the sessions of this version move to another."""
+        return version in self._moves.get(name, ())
+
     def moves_of(self, name: str) -> dict[str, str]:
         """version -> where its sessions go."""
         moves = self._moves.get(name, {})

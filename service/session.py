@@ -32,9 +32,10 @@ loads the record, runs the model, and commits what `advance` or `copy_of` makes 
 """
 
 import hashlib
-from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from service.errors import (
@@ -51,19 +52,24 @@ from service.errors import (
 Array = np.ndarray
 
 CONTROL = "~carousel"  # a tenant that no API key has: records that servers keep for themselves
-_DIGEST_BYTES = 16  # 128 bits: two requests of one session never collide by chance
+DIGEST_BYTES = 16  # 128 bits: two requests of one session never collide by chance
 
 
-@dataclass(frozen=True, slots=True)
-class SessionKey:
-    """Whose session: a tenant sees its own only."""
+class SessionKey(NamedTuple):
+    """Whose session: a tenant sees its own only.
+
+    A tuple, as it is hashed some ten times in a request: 0.07 us each, a dataclass's 0.35.
+    """
 
     tenant: str
     session_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class LastReply:
+# What a request makes one of each is a frozen msgspec.Struct: 0.1 us, a frozen dataclass's 0.7.
+# They hold no cycles, so the collector need not look at them.
+
+
+class LastReply(msgspec.Struct, frozen=True, gc=False):
     """Enough to give the last reply again, byte for byte, under any protocol and encoding."""
 
     step: int  # the index of the request's first row
@@ -74,8 +80,7 @@ class LastReply:
     key_digest: bytes = b""  # of the request's idempotency key, `digest_of_key`; empty: it had none
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """All that the server knows of one session."""
 
     birth: int  # random: tells it from an earlier session of the same key
@@ -98,8 +103,7 @@ class Act(Enum):
     DROP = auto()  # forget it
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a request or a change says that the rules look at."""
 
     session_id: str
@@ -231,7 +235,7 @@ def _repeats_last(ask: Ask, record: Record) -> bool:
 
 def _is_home(ask: Ask, record: Record, goal: str | None) -> bool:
     """Whether the session's model is what the ask names, if it names one."""
-    if ask.model is None:
+    if ask.model is None or ask.model == record.model:
         return True
     if ask.act is Act.START:  # whichever version
         return ask.model.partition(":")[0] == record.model
@@ -351,22 +355,33 @@ def advance(
     """The record after `steps` more steps; y (T, ...) in the model's units."""
     y_bytes = _little_endian(y)
     last = LastReply(record.step, ask.digest, y_bytes, created, restarted, ask.key_digest)
-    return replace(record, step=record.step + steps, state=state, last=last)
+    return Record(record.birth, record.model, record.version, record.step + steps, state, last)
 
 
 def copy_of(record: Record, birth: int, version: str | None = None) -> Record:
     """The same session under another birth, and on `version` if it moves there."""
-    return replace(record, birth=birth, version=version or record.version)
+    version = version or record.version
+    return Record(birth, record.model, version, record.step, record.state, record.last)
 
 
 def digest_of(x: Array) -> bytes:
     """What makes two requests the same: their rows (T, ...) in the model's units."""
-    return hashlib.blake2b(x.tobytes(), digest_size=_DIGEST_BYTES).digest()
+    return hashlib.blake2b(x.tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def digests_of(x: Array) -> Array:
+    """`digest_of` of each of N requests' rows (N, T, ...): (N,) of 16 bytes each."""
+    raw, size = x.tobytes(), x[0].nbytes
+    ends = range(size, len(raw) + 1, size)
+    made = [
+        hashlib.blake2b(raw[end - size : end], digest_size=DIGEST_BYTES).digest() for end in ends
+    ]
+    return np.frombuffer(b"".join(made), f"V{DIGEST_BYTES}")
 
 
 def digest_of_key(key: str | None) -> bytes:
     """What is kept of an idempotency key, whatever its length; empty: there is none."""
-    return b"" if key is None else hashlib.blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest()
+    return b"" if key is None else hashlib.blake2b(key.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def _little_endian(array: Array) -> bytes:

@@ -2,7 +2,7 @@
 
 `make test` runs them in as many workers as there are cores. What is made once for many tests is
 made in one worker: the tests of a file stay together, and so do the files that need the demo
-models. The authors' modules share nothing, and go each to the next free worker.
+models. The authors' modules share nothing, and go each to the next free worker, at the end.
 """
 
 import os
@@ -18,6 +18,7 @@ from schemathesis.pytest.plugin import SchemathesisFunction
 from threadpoolctl import threadpool_limits
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from models.zoo import ZOO
 from service.artifact import Artifact, find_artifacts
@@ -41,6 +42,24 @@ DEMO_FILES = frozenset(
     }
 )
 AUTHORS = "tests/export/test_authors.py"
+# What takes most, the longest first: begun last, one worker would be at it when the rest are done.
+LONGEST = (
+    "demos",
+    "tests/laws/test_zoo.py",
+    "tests/export/test_exporter.py",
+    "tests/export/test_authors_command.py",
+    "tests/export/test_refusal.py",
+    "tests/export/test_network.py",
+    "tests/export/test_calling.py",
+    "tests/e2e/test_serve.py",
+    "tests/e2e/test_keys.py",
+    "tests/export/test_docs.py",
+    "tests/export/test_windowed.py",
+    "tests/fuzz/test_openapi.py",
+    "tests/export/test_pointwise.py",
+    "tests/benchmarks/test_peers.py",
+    "tests/chaos/test_vanish.py",
+)
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # it has no types
@@ -55,6 +74,17 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # it has no types
         if file == AUTHORS and "[" in nodeid:
             return file + nodeid[nodeid.index("[") :]
         return "demos" if file in DEMO_FILES else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        self.workqueue.move_to_end(min(self.workqueue, key=_turn), last=False)
+        super()._assign_work_unit(node)
+
+
+def _turn(scope: str) -> int:
+    """The longest first, and last what is short and fills the gaps; else as it stands."""
+    if scope.startswith(f"{AUTHORS}["):
+        return len(LONGEST) + 1
+    return LONGEST.index(scope) if scope in LONGEST else len(LONGEST)
 
 
 @pytest.hookimpl(optionalhook=True)

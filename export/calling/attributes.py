@@ -17,17 +17,21 @@ class _Held:
     """A value and what is in it, as it was."""
 
     def __init__(self, value: object) -> None:
-        self._value = value
+        self.value = value
         self._copy = value.detach().clone() if isinstance(value, Tensor) else value
         self._parts: list[tuple[object, _Held]] = []
         if isinstance(value, list | tuple):
             self._parts = [(at, _Held(part)) for at, part in enumerate(value)]
         elif isinstance(value, dict):
             self._parts = [(key, _Held(part)) for key, part in value.items()]
+        # Nothing in it can be changed in place.
+        self.fixed: bool = not isinstance(value, Tensor | list | dict) and all(
+            part.fixed for _, part in self._parts
+        )
 
     def restore(self) -> object:
         """The same object with its old contents."""
-        value = self._value
+        value = self.value
         parts = {key: part.restore() for key, part in self._parts}
         if isinstance(value, list):
             value[:] = parts.values()
@@ -40,7 +44,11 @@ class _Held:
 
 
 class Attributes:
-    """What a module and its parts hold besides parameters and parts, as it was."""
+    """What a module and its parts hold besides parameters and parts, as it was.
+
+    It is put back after each of thousands of calls, of which most change nothing: that has to be
+    cheap.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.owners: list[tuple[str, Owner]] = []
@@ -50,13 +58,19 @@ class Attributes:
             {key: (_Held(value), copy_of(value)) for key, value in own_of(owner).items()}
             for _, owner in self.owners
         ]
+        self._keys = [set(owner) for _, owner in self.owners]
+        self._fixed = [{k: h.value for k, (h, _) in held.items() if h.fixed} for held in self._held]
+        self._other = [[(k, h) for k, (h, _) in held.items() if not h.fixed] for held in self._held]
 
     def restore(self) -> None:
         """Put everything back, in place where it was changed in place."""
-        for (_, owner), held in zip(self.owners, self._held, strict=True):
-            for key in [key for key in own_of(owner) if key not in held]:
-                del owner[key]
-            for key, (value, _) in held.items():
+        parts = zip(self.owners, self._held, self._keys, self._fixed, self._other, strict=True)
+        for (_, owner), held, keys, fixed, other in parts:
+            if owner.keys() != keys:
+                for key in [key for key in own_of(owner) if key not in held]:
+                    del owner[key]
+            owner.update(fixed)
+            for key, value in other:
                 owner[key] = value.restore()
 
     def changed(self) -> list[tuple[int, str]]:

@@ -20,6 +20,7 @@ from export.calling.lift import Lifted
 from export.calling.module import CalledModule, Plain
 from export.calling.probing import (
     STEPS,
+    Raised,
     Way,
     is_close,
     probe,
@@ -59,6 +60,7 @@ class _Search:
         self._pristine = pristine
         self._told = False
         self._refusal = Refusal(module, x)
+        self._raised: Raised = {}
         self._mixing: set[str] = set()  # calls that work, but with rows that change each other
 
     def find(self, told: Call | None) -> Found:
@@ -109,7 +111,7 @@ class _Search:
                 continue
             for way in ways_of(call, rows):
                 try:
-                    one = probe(self._module, self._x, call, way)
+                    one = probe(self._module, self._x, call, way, self._raised)
                     if not self._told:
                         self._check_state_counts(one)
                     found.append(RowByRow(one, probe_input(self._x, 1)) if rows else one)

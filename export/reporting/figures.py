@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from export.gate_errors import GateError
 from export.measured import Measured
@@ -174,8 +174,9 @@ def _quiet(axes: Axes) -> None:
     """Two spines, pale grid lines, ticks without strokes."""
     axes.grid(visible=True, which="major", color=LINE, lw=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    # Not drawn anyhow, and most of the time that a logarithmic axis takes.
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(which="both", length=0, colors=MUTED, labelsize=9)
     axes.xaxis.label.set_color(MUTED)
     axes.yaxis.label.set_color(MUTED)

@@ -71,6 +71,8 @@ class Config(BaseSettings):
     """Requests that wait, in each worker"""
     max_queue_per_tenant: PositiveInt | None = None  # see `tenant_queue`
     """Requests of one tenant that wait, in each worker; none: with keys a quarter of the queue"""
+    request_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds after which a request is refused (504), and was not done; none: only if it says so"""
     max_connections: PositiveInt = 1_000  # fewer than the files that a process may open, mostly
     """WebSockets that are open, in each worker; of one tenant, with keys a quarter"""
     max_batch: PositiveInt = 256  # beyond it a batch of a small model gains nothing

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Generic, TypeVar
 
+from service.blocks import Block, Done
 from service.engine import Engine
 from service.errors import CarouselError, InternalError
 from service.job import Answer, Job, Request
@@ -64,10 +65,13 @@ class Exchange(Generic[Tag, Out]):
         self._write_answer = write_answer
         self._write_error = write_error
         self._max_in_flight = max_in_flight
+        self._max_block = min(max_in_flight, engine.max_block)
         self._protocol = protocol
         self._jobs: set[Job] = set()
+        self._blocks: set[Block] = set()
         self._outbox: list[Out] = []
         self._in_flight = 0  # accepted or refused, and not yet written back
+        self._answered = 0  # of them, those that the outbox answers
         self._room = asyncio.Event()
         self._wake_writer = asyncio.Event()
 
@@ -84,8 +88,7 @@ class Exchange(Generic[Tag, Out]):
             self.refuse(tag, error, request)
             return
         self._in_flight += 1
-        self._jobs.add(job)
-        job.future.add_done_callback(lambda _: self._finish(job, tag))
+        self._watch(job, tag)
 
     async def submit_together(
         self,
@@ -104,6 +107,34 @@ class Exchange(Generic[Tag, Out]):
         self._jobs.update(jobs)
         whole = asyncio.gather(*(job.future for job in jobs))
         whole.add_done_callback(lambda _: self._finish_together(jobs, whole, tag, write))
+
+    @property
+    def max_block(self) -> int:
+        """How many requests a block may have."""
+        return self._max_block
+
+    async def submit_block(
+        self,
+        block: Block,
+        write: Callable[[Block, Done], Out],
+        tag_of: Callable[[int], Tag],
+    ) -> None:
+        """Wait for room, and hand a block to the engine; what answers it is sent later.
+
+        Args:
+            write: makes one of all rows that ran as a block; any number of them.
+            tag_of: of a row that goes on by itself, as if it had been submitted.
+        Raises:
+            DrainingError: nothing of it is run.
+        """
+        while self._in_flight and self._in_flight + len(block) > self._max_in_flight:
+            self._room.clear()
+            await self._room.wait()
+        await self._engine.wait_for_room(self._tenant, len(block))
+        block.receiver = _Rows(self, write, tag_of)
+        self._engine.offer(block)
+        self._in_flight += len(block)
+        self._blocks.add(block)
 
     def refuse(self, tag: Tag, error: CarouselError, request: Request | None = None) -> None:
         """Answer one request, which is not run, with an error."""
@@ -151,8 +182,9 @@ class Exchange(Generic[Tag, Out]):
                     reader.result()  # raises what ended it: ClientGone
                 if self._outbox:
                     outs, self._outbox = self._outbox, []
+                    answered, self._answered = self._answered, 0
                     await send(outs)
-                    self._in_flight -= len(outs)
+                    self._in_flight -= answered
                     self._room.set()
             if reader.cancelled():
                 return False
@@ -164,6 +196,8 @@ class Exchange(Generic[Tag, Out]):
             reader.cancel()
             for job in list(self._jobs):
                 self._engine.abandon(job)
+            for block in self._blocks:
+                block.is_abandoned = True
 
     # The rest -----------------------------------------------------------------------------------
 
@@ -172,6 +206,10 @@ class Exchange(Generic[Tag, Out]):
             self._room.clear()
             await self._room.wait()
         await self._engine.wait_for_room(self._tenant)
+
+    def _watch(self, job: Job, tag: Tag) -> None:
+        self._jobs.add(job)
+        job.future.add_done_callback(lambda _: self._finish(job, tag))
 
     def _finish(self, job: Job, tag: Tag) -> None:
         self._jobs.discard(job)
@@ -210,9 +248,43 @@ class Exchange(Generic[Tag, Out]):
         self._engine.metrics.refused(error)
         self._put(self._write_error(tag, error, request))
 
-    def _put(self, out: Out) -> None:
+    def _put(self, out: Out, answers: int = 1) -> None:
         self._outbox.append(out)
+        self._answered += answers
         self._wake_writer.set()
+
+
+class _Rows(Generic[Tag, Out]):
+    """What becomes of a block, told to its exchange."""
+
+    def __init__(
+        self,
+        exchange: Exchange[Tag, Out],
+        write: Callable[[Block, Done], Out],
+        tag_of: Callable[[int], Tag],
+    ) -> None:
+        self._exchange = exchange
+        self._write = write
+        self._tag_of = tag_of
+
+    def done(self, block: Block, done: Done) -> None:
+        try:
+            out = self._write(block, done)
+        except Exception:
+            logger.exception("the answers to a block could not be written")
+            for row in done.rows.tolist():
+                self.refused(block, row, InternalError("the server failed"))
+        else:
+            self._exchange._put(out, len(done.rows))
+
+    def left(self, block: Block, row: int, job: Job) -> None:
+        self._exchange._watch(job, self._tag_of(row))
+
+    def refused(self, block: Block, row: int, error: CarouselError) -> None:
+        self._exchange._put_error(self._tag_of(row), error, block.request(row))
+
+    def over(self, block: Block) -> None:
+        self._exchange._blocks.discard(block)
 
 
 def _of(job: Job) -> dict[str, dict[str, object]]:

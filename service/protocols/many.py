@@ -15,9 +15,9 @@ Rules
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from service.engine import Engine
 from service.errors import (

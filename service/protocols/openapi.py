@@ -25,6 +25,7 @@ from service.errors import (
     StepConflictError,
     StoreFullError,
     StoreUnavailableError,
+    TimedOutError,
     TooLongError,
     UnauthorizedError,
     UnknownModelError,
@@ -54,7 +55,7 @@ from service.protocols.openapi_bodies import (
     closed,
 )
 from service.protocols.openapi_copies import copy_paths
-from service.protocols.openapi_form import IDEMPOTENCY_KEY, json_media, media, operation
+from service.protocols.openapi_form import IDEMPOTENCY_KEY, TIMEOUT, json_media, media, operation
 
 CALLER = (UnauthorizedError, ForbiddenError)
 CODING = (UnsupportedEncodingError, BadEncodingError)
@@ -87,8 +88,11 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "Advance one session by the rows of `x`, and begin it if there is none; or many "
                 "sessions, by an array of such bodies.",
                 json_media(ANSWER_MANY_SCHEMA, **ANSWERS),
-                (*ROWS, SessionGoneError, StoreFullError, IdempotencyConflictError),
-                parameters=(IDEMPOTENCY_KEY,),
+                (
+                    *(*ROWS, SessionGoneError, StoreFullError),
+                    *(IdempotencyConflictError, TimedOutError),
+                ),
+                parameters=(IDEMPOTENCY_KEY, TIMEOUT),
                 requestBody={
                     "required": True,
                     "content": json_media(PREDICT_MANY_SCHEMA, **PREDICT),
@@ -102,6 +106,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 'sessions. A refused line is answered by {"error", "line", "session_id"}.',
                 media("application/x-ndjson", LINE_SCHEMA, sessions=_lines(STREAM_ANSWERS)),
                 (*CALLER, UnsupportedEncodingError, MethodNotAllowedError, DrainingError),
+                parameters=(TIMEOUT,),
                 requestBody={
                     "required": True,
                     "content": media(
@@ -145,6 +150,7 @@ def native_paths() -> dict[str, dict[str, Any]]:
                     ),
                 },
                 (*ROWS, CannotForecastError, SessionNotFoundError, SessionGoneError),
+                parameters=(TIMEOUT,),
                 requestBody={"required": True, "content": json_media(FORECAST_SCHEMA, **FORECASTS)},
             )
         },

@@ -31,6 +31,7 @@ from service.errors import (
     StepConflictError,
     StoreFullError,
     StoreUnavailableError,
+    TimedOutError,
     TooLongError,
     UnauthorizedError,
     UnknownModelError,
@@ -163,6 +164,10 @@ _EXAMPLES: tuple[CarouselError, ...] = (
         retry_after_s=1,
     ),
     StoreFullError("the disk of the sessions is full; nothing was lost, try again"),
+    TimedOutError(
+        "the request took longer than its timeout of 30 s; it was not done, and its session stands "
+        "where it stood; send it again, or give it more time"
+    ),
     ModelLoadingError(f"{SINE} is being loaded; try again", reference=SINE),
     DrainingError("the server is shutting down; send it to another, or try again"),
     ArtifactError(

@@ -56,6 +56,14 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
     "do. Not beside `step`, which says the same.",
     "example": "8e03978e-40d5-43dd-bc93-6894a57f9324",
 }
+TIMEOUT: dict[str, Any] = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "How long the client waits, in milliseconds, each line of a stream for itself "
+    "from when it was read; what is not done by then is refused (504), and was not done.",
+    "example": 30000,
+}
 REPLY_ID: dict[str, Any] = {
     "X-Request-ID": {
         "description": "The request's, or one made here.",

@@ -14,11 +14,13 @@ Rules
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+import msgspec
+
 from service.session import Record, SessionKey
+from service.store.table import Table
 
 
 class Outcome(Enum):
@@ -31,8 +33,7 @@ class Outcome(Enum):
     NO_SPACE = auto()  # there is no space for `after`, as on a full disk; nothing changed
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """Replace `before` (None: no session) by `after` (None: forget the session)."""
 
     key: SessionKey
@@ -48,6 +49,11 @@ class Store(Protocol):
         StoreUnavailableError: the store cannot be reached. Try again later.
         StoreFullError: it has no space left, as on a full disk.
     """
+
+    @property
+    def table(self) -> Table:
+        """Its live sessions as rows of arrays."""
+        ...
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
         """The live record of each key, None where there is none."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from service.session import Record, SessionKey
 from service.store import Commit, Outcome, is_same
+from service.store.record_table import RecordTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class MemoryStore:
         idle_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.table = RecordTable(self)
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock

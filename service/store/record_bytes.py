@@ -9,12 +9,18 @@ Layout, little-endian, no padding:
 
 Flags: 1 created, 2 restarted. A record without a key is of format 1, which every Carousel reads; so
 servers of the version before can share a store with this one until the first key is sent.
+
+`RecordRows` is the same layout for many records of one model at once, as rows of one array.
 """
 
 import struct
 
+import numpy as np
+
 from service.errors import InternalError
-from service.session import LastReply, Record
+from service.session import DIGEST_BYTES, LastReply, Record
+
+Array = np.ndarray
 
 FORMAT = 2  # the newest
 _KEYLESS, _KEYED = 1, FORMAT
@@ -64,3 +70,41 @@ def unpack_record(raw: bytes) -> Record:
     is_created, is_restarted = bool(flags & _CREATED), bool(flags & _RESTARTED)
     last = LastReply(last_step, digest, y, is_created, is_restarted, key_digest)
     return Record(birth, model.decode(), version.decode(), step, state, last)
+
+
+class RecordRows:
+    """The records of one version of a model as rows of an array: those without a key.
+
+    `fields`: what changes of them from request to request, up to the state: name -> dtype, place.
+    `state`: the dtype of a blob, at `state_at`; y comes after it, at `size`.
+    """
+
+    def __init__(self, model: str, version: str, state: "np.dtype[np.void]", header: bytes) -> None:
+        """
+        Args:
+            state: of one session's blob.
+            header: the bytes that every such blob begins with.
+        """
+        self._model, self._version, self._header = model, version, header
+        names = len(model.encode()) + len(version.encode())
+        self.state = state
+        self.state_at = _HEAD.size + DIGEST_BYTES + names
+        self.size = self.state_at + state.itemsize
+        self.fields = {
+            "step": ("<u8", 9),
+            "last_step": ("<u8", 17),
+            "flags": ("u1", 25),
+            "y_bytes": ("<u4", 35),
+            "digest": (f"V{DIGEST_BYTES}", _HEAD.size),
+        }
+
+    def has(self, record: Record) -> bool:
+        """Whether it is one of these records."""
+        last = record.last
+        return (
+            (record.model, record.version) == (self._model, self._version)
+            and len(record.state) == self.state.itemsize
+            and record.state.startswith(self._header)
+            and len(last.digest) == DIGEST_BYTES
+            and not last.key_digest
+        )

@@ -28,6 +28,7 @@ from typing import Any
 
 from service.session import Record, SessionKey
 from service.store import Commit, Outcome
+from service.store.record_table import RecordTable
 from service.store.redis_layout import (
     ALL_BUCKETS,
     COMMIT,
@@ -79,6 +80,7 @@ class RedisStore:
     """As `Store` says."""
 
     def __init__(self, link: Link, max_sessions: int, idle_timeout_s: float) -> None:
+        self.table = RecordTable(self)
         self._link = link
         self._max_sessions = max_sessions
         self._idle_timeout_ms = max(1, round(idle_timeout_s * 1000))

@@ -3,17 +3,37 @@
 import asyncio
 import json
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
+import pytest
 
 from service.model import Model
 from tests.chaos.clients import Load, Mischief
-from tests.chaos.conftest import StartService
+from tests.chaos.conftest import disk
 from tests.chaos.http_client import STREAM_HEAD, Connection, ask, connect, request
 from tests.chaos.run import Size, run
 from tests.chaos.servers import Service
 
 SETTLE_S = 10
+
+
+@pytest.fixture(scope="module", params=["memory", "disk"])
+def one(
+    request: pytest.FixtureRequest, artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """One service of each store for all: each test has sessions of its own."""
+    directory = tmp_path_factory.mktemp("vanish")
+    store = disk(directory) if request.param == "disk" else {"CAROUSEL_STORE": "memory"}
+    settings = {"CAROUSEL_ARTIFACTS": str(artifacts), "CAROUSEL_MAX_QUEUE": "64", **store}
+    service = Service(directory, settings)
+    try:
+        service.start()
+        service.running.wait_until_it_listens()
+        yield service
+    finally:
+        service.stop()
 
 
 def predict(session_id: str, step: int, steps: int = 2) -> bytes:
@@ -33,12 +53,10 @@ async def vanish(service: Service, data: bytes, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
 
 
-def test_half_a_body_runs_nothing(service: StartService, local_store: dict[str, str]) -> None:
+def test_half_a_body_runs_nothing(one: Service) -> None:
     """Cut after any part of its head or body."""
-    one = service(**local_store)
 
     async def whole() -> None:
-        await one.start_and_wait()
         message = request("POST", "/predict", predict("half", 0))
         for size in range(1, len(message), 7):
             await vanish(one, message[:size], 0)
@@ -50,12 +68,10 @@ def test_half_a_body_runs_nothing(service: StartService, local_store: dict[str, 
     assert "Traceback" not in one.text()
 
 
-def test_half_a_line_runs_nothing(service: StartService, local_store: dict[str, str]) -> None:
+def test_half_a_line_runs_nothing(one: Service) -> None:
     """The lines before it are run; the half is not, though it may be JSON."""
-    one = service(**local_store)
 
     async def whole() -> None:
-        await one.start_and_wait()
         async with connect(one.port) as connection:
             await connection.send(STREAM_HEAD)
             for n in range(3):
@@ -73,14 +89,10 @@ def test_half_a_line_runs_nothing(service: StartService, local_store: dict[str, 
     assert "Traceback" not in one.text()
 
 
-def test_a_request_whose_client_left_before_its_reply_runs_once_or_never(
-    service: StartService, local_store: dict[str, str]
-) -> None:
+def test_a_request_whose_client_left_before_its_reply_runs_once_or_never(one: Service) -> None:
     """The retry is answered, and the session moved once."""
-    one = service(**local_store)
 
     async def whole() -> None:
-        await one.start_and_wait()
         for n in range(60):
             body = predict("reply", 2 * n)
             await vanish(one, request("POST", "/predict", body), 0.0005 * (n % 8))
@@ -91,11 +103,8 @@ def test_a_request_whose_client_left_before_its_reply_runs_once_or_never(
     assert "Traceback" not in one.text()
 
 
-def test_clients_that_vanish_leave_nothing_behind(
-    service: StartService, local_store: dict[str, str], model: Model
-) -> None:
+def test_clients_that_vanish_leave_nothing_behind(one: Service, model: Model) -> None:
     """No connection, no place in the queue; those beside them are served as ever."""
-    one = service(**local_store, CAROUSEL_MAX_QUEUE="64")
 
     async def trouble(load: Load) -> None:
         idle: list[Connection] = []
@@ -109,7 +118,6 @@ def test_clients_that_vanish_leave_nothing_behind(
             stream.cut()
 
     async def whole() -> None:
-        await one.start_and_wait()
         size, mischief = Size(unary=2, stream=1), Mischief(cut=0.05)
         verdict = await run([one.port], model, trouble, steps=2_000, size=size, mischief=mischief)
         assert verdict.faults == []

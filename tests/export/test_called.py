@@ -1,5 +1,7 @@
 """How a module is called is found out by calling it."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,30 @@ def test_no_way_lists_what_was_tried() -> None:
     """A module of other width is refused with the reason of every try."""
     with pytest.raises(CallError, match=r"no way .* x of 3 features a step; tried:\n(?s:.*)--call"):
         find_call(LSTMCell(5, 8).eval(), X)
+
+
+class Refusing(nn.Module):
+    """Takes nothing; counts by their shapes what it was offered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = 8
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if isinstance(h, Tensor):
+            OFFERED[tuple(x.shape), tuple(h.shape)] += 1
+        raise ValueError("not so")
+
+
+OFFERED: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
+
+
+def test_what_the_module_refused_is_not_offered_again() -> None:
+    """Calls that differ in what comes back, as y, h and h, offer the same."""
+    OFFERED.clear()
+    with pytest.raises(CallError, match="not so"):
+        find_call(Refusing().eval(), X)
+    assert OFFERED[(2, 3), (2, 8)] == OFFERED[(2, 5, 3), (2, 8)] == 1
 
 
 class Both(nn.Module):

@@ -10,7 +10,7 @@ were told goes into the acknowledgements.
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,10 +19,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from service.blocks import Block, Done
 from service.catalog import Catalog
 from service.copying import fork, restore, take_snapshot
 from service.engine import Engine
 from service.errors import (
+    CarouselError,
     IdempotencyConflictError,
     ModelConflictError,
     SessionExistsError,
@@ -31,13 +33,18 @@ from service.errors import (
     StepConflictError,
     StoreUnavailableError,
 )
-from service.job import Opening, Request
+from service.job import Answer, Job, Opening, Request
 from service.model import Model
+from service.origin import NOWHERE
 from service.promotion import Promotions
 from service.session import CONTROL, Record, SessionKey
 from service.snapshot import Keyring
 from service.store import Commit, Outcome, Store
+from service.store.disk.table import DiskTable
 from service.store.memory import MemoryStore
+from service.store.record_bytes import RecordRows
+from service.store.record_table import RecordTable
+from service.store.table import Look, Table
 from service.wire import Array, RowShape
 
 IDLE_TIMEOUT_S = 60.0
@@ -155,15 +162,18 @@ class Unreliable:
         self._world = world
         self._number = number
         self.is_dead = False
+        self.table: Table = RecordTable(self)  # over what is unreliable
+        if isinstance(inner.table, DiskTable):
+            self.table = UnreliableTable(inner, inner.table, self)
 
     async def get(self, keys: Sequence[SessionKey]) -> list[Record | None]:
-        await self._maybe()
+        await self.maybe()
         found = await self._inner.get(keys)
-        await self._maybe()
+        await self.maybe()
         return found
 
     async def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
-        await self._maybe()
+        await self.maybe()
         world = self._world
         fails = world.chance(world.faults)
         done = [c for c in commits if not fails or world.chance(0.5)]
@@ -174,8 +184,21 @@ class Unreliable:
                     world.journal.append(Entry(commit, world.backend.now(), _change.get()))
         if fails:
             raise StoreUnavailableError("the connection broke")
-        await self._maybe()
+        await self.maybe()
         return outcomes
+
+    async def commit_rows(self, commit: Callable[[float], Awaitable[list[Commit]]]) -> None:
+        """A commit of a table: `commit(share)` does so much of it, and says what it did."""
+        await self.maybe()
+        world = self._world
+        fails = world.chance(world.faults)
+        async with world.lock:
+            for done in await commit(0.5 if fails else 1.0):
+                world.journal.append(Entry(done, world.backend.now(), None))
+                world.rows += 1
+        if fails:
+            raise StoreUnavailableError("the connection broke")
+        await self.maybe()
 
     async def count(self, tenant: str | None = None) -> int:
         return await self._inner.count(tenant)
@@ -189,7 +212,10 @@ class Unreliable:
     async def close(self) -> None:
         """The store outlives this engine."""
 
-    async def _maybe(self) -> None:
+    def draw(self, count: int) -> Array:
+        return np.array([self._world.random.random() for _ in range(count)])
+
+    async def maybe(self) -> None:
         """Yield; perhaps the engine is killed here, perhaps the store cannot be reached."""
         world = self._world
         for _ in range(world.random.randrange(4)):
@@ -201,6 +227,46 @@ class Unreliable:
             await asyncio.Future()
         if world.chance(world.faults):
             raise StoreUnavailableError("the store cannot be reached")
+
+
+class UnreliableTable:
+    """Its table."""
+
+    def __init__(self, inner: Store, table: Table, store: Unreliable) -> None:
+        self._inner = inner
+        self._table = table
+        self._store = store
+        self.note, self.seat, self.known = table.note, table.seat, table.known
+        self.keys, self.read = table.keys, table.read
+
+    @property
+    def generation(self) -> int:
+        return self._table.generation
+
+    async def commit(
+        self,
+        look: Look,
+        wanted: Array,
+        records: RecordRows,
+        steps: int,
+        digests: Array,
+        states: Array,
+        y: Array,
+    ) -> Array:
+        done = np.zeros(len(wanted), bool)
+        keys = self._table.keys(look.held.seats)
+
+        async def commit(share: float) -> list[Commit]:
+            nonlocal done
+            some = wanted & (self._store.draw(len(wanted)) < share)
+            before = await self._inner.get(keys)
+            done = await self._table.commit(look, some, records, steps, digests, states, y)
+            after = await self._inner.get(keys)
+            rows = np.flatnonzero(done).tolist()
+            return [Commit(keys[row], before[row], after[row]) for row in rows]
+
+        await self._store.commit_rows(commit)
+        return done
 
 
 @dataclass
@@ -218,6 +284,7 @@ class World:
     changes: list[Change] = field(default_factory=list)  # those that were acknowledged
     snapshots: list[tuple[SessionKey, int, bytes]] = field(default_factory=list)
     keys: list[SessionKey] = field(default_factory=list)
+    rows: int = 0  # commits of blocks
 
     def __post_init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -271,6 +338,56 @@ class World:
     async def _twice(self, act: Act) -> None:
         """A client that sends again before it has heard anything."""
         await self._send_often(self._new(act, self.believed.get(self._key(act), 0)))
+
+    async def _block(self, act: Act) -> None:
+        """Requests of several sessions at once, those that may as one block; perhaps two blocks."""
+        number = self.random.randrange(ENGINES)
+        engine, store = self.engines[number], self.stores[number]
+        sents: dict[Model | None, dict[int, Sent]] = {}
+        for n, key in enumerate(self.keys):
+            sent = replace(self._new(act, self.believed.get(key, 0)), key=key, model=None)
+            found = engine.seat_of(key)
+            seat, model = (n, None) if found is None else found
+            sents.setdefault(model, {})[seat] = sent
+        alone = sents.pop(None, {}).values()
+        blocks = [self._send_block(engine, store, model, s) for model, s in sents.items() if model]
+        later = replace(act, numbered=False)
+        again = (self._request(later) for _ in range(act.session % 2))
+        await asyncio.gather(*blocks, *(self._send(sent) for sent in alone), *again)
+
+    async def _send_block(
+        self, engine: Engine, store: Unreliable, model: Model, sents: dict[int, Sent]
+    ) -> None:
+        requests = [_request_of(sent, sent.key) for sent in sents.values()]
+        self.tried += [(sent.key, sent) for sent in sents.values()]
+        told = Told(list(sents.values()))
+        block = Block(
+            "",
+            model,
+            np.array(list(sents)),
+            np.stack([sent.x for sent in sents.values()]),
+            np.array([-1 if sent.step is None else sent.step for sent in sents.values()]),
+            NOWHERE,
+            requests.__getitem__,
+            engine.seats_generation,
+        )
+        block.receiver = told
+        engine.offer(block)
+        while not (told.is_over and all(job.future.done() for _, job in told.jobs)):
+            if store.is_dead:
+                return
+            await asyncio.sleep(0)
+        if store.is_dead:
+            return
+        for row, answer in told.answers(model):
+            sent = told.sents[row]
+            self.believed[sent.key] = answer.step
+            self.acks.append(_ack(sent, sent.key, answer))
+        for row, error in told.errors():
+            if not isinstance(error, REFUSALS):
+                raise error
+            if isinstance(step := error.data.get("expected"), int):
+                self.believed[told.sents[row].key] = step
 
     async def _start(self, act: Act) -> None:
         """Begin the session, or begin it anew; a step or a key makes it safe to do it again."""
@@ -388,30 +505,12 @@ class World:
         """Until there is a reply; a request without a number or a key is sent once."""
         key = key or sent.key
         self.tried.append((key, sent))
-        request = Request(
-            key,
-            sent,
-            sent.step,
-            sent.model,
-            opening=sent.opening,
-            ends=sent.ends,
-            idempotency_key=sent.idempotency_key,
-        )
+        request = _request_of(sent, key)
         for _ in range(TRIES if sent.is_safe else 1):
             answer = await self._try(lambda engine: engine.predict(request), key=key)
             if answer is not None:
                 self.believed[key] = 0 if sent.ends else answer.step
-                self.acks.append(
-                    Ack(
-                        sent,
-                        key,
-                        answer.version,
-                        answer.step,
-                        answer.created,
-                        answer.restarted,
-                        answer.y,
-                    )
-                )
+                self.acks.append(_ack(sent, key, answer))
                 return
 
     async def _try(
@@ -450,3 +549,58 @@ class World:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self.calls, return_exceptions=True)
+
+
+class Told:
+    """What a block's receiver was told."""
+
+    def __init__(self, sents: list[Sent]) -> None:
+        self.sents = sents
+        self.jobs: list[tuple[int, Job]] = []
+        self.is_over = False
+        self._done: list[Done] = []
+        self._refused: list[tuple[int, CarouselError]] = []
+
+    def done(self, block: Block, done: Done) -> None:
+        self._done.append(done)
+
+    def left(self, block: Block, row: int, job: Job) -> None:
+        self.jobs.append((row, job))
+
+    def refused(self, block: Block, row: int, error: CarouselError) -> None:
+        self._refused.append((row, error))
+
+    def over(self, block: Block) -> None:
+        self.is_over = True
+
+    def answers(self, model: Model) -> Iterator[tuple[int, Answer]]:
+        for done in self._done:
+            for row, step, y in zip(done.rows.tolist(), done.steps.tolist(), done.y, strict=True):
+                key = self.sents[row].key
+                yield row, Answer(key.session_id, model.name, model.version, step, False, y, {})
+        for row, job in self.jobs:
+            if job.future.exception() is None:
+                yield row, job.future.result()
+
+    def errors(self) -> Iterator[tuple[int, CarouselError]]:
+        yield from self._refused
+        for row, job in self.jobs:
+            if error := job.future.exception():
+                assert isinstance(error, CarouselError), error
+                yield row, error
+
+
+def _request_of(sent: Sent, key: SessionKey) -> Request:
+    return Request(
+        key,
+        sent,
+        sent.step,
+        sent.model,
+        opening=sent.opening,
+        ends=sent.ends,
+        idempotency_key=sent.idempotency_key,
+    )
+
+
+def _ack(sent: Sent, key: SessionKey, answer: Answer) -> Ack:
+    return Ack(sent, key, answer.version, answer.step, answer.created, answer.restarted, answer.y)

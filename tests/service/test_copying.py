@@ -1,11 +1,11 @@
 """Forks, snapshots and restores through the engine."""
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from service.catalog import Catalog
 from service.copying import fork, restore, take_snapshot

@@ -8,11 +8,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from msgspec.structs import replace
 
 from service.errors import SettingsError, StoreUnavailableError
 from service.session import Record, SessionKey

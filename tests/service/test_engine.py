@@ -363,6 +363,7 @@ class Kept:
     def __init__(self, store: MemoryStore) -> None:
         self.get, self.commit, self.sweep = store.get, store.commit, store.sweep
         self.count, self.room_in_s = store.count, store.room_in_s
+        self.table = store.table
 
     async def close(self) -> None:
         """Nothing: the next engine uses it."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from msgspec import structs
 
 from service.catalog import Catalog
 from service.engine import Engine
@@ -396,7 +397,8 @@ def test_a_session_whose_last_reply_is_not_there_needs_rows(made: dict[str, Mode
 
             def forget(record: Record | None) -> Record | None:
                 assert record is not None
-                return replace(record, last=replace(record.last, y=b""))
+                last = structs.replace(record.last, y=b"")
+                return structs.replace(record, last=last)
 
             await engine.change(SessionKey("", "s"), forget)
             with pytest.raises(RequestError, match=r"has no last reply .* send `x`"):

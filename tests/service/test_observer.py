@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
@@ -79,7 +80,7 @@ def test_each_request_is_counted_once_by_what_became_of_it(sine: Model) -> None:
                 await engine.predict(request("s", rows(3), 9))
             with pytest.raises(SessionGoneError):
                 await engine.predict(request("t", rows(3), 9))
-            await engine.predict(replace(request("u", rows(1)), ends=True))
+            await engine.predict(structs.replace(request("u", rows(1)), ends=True))
             assert await watched.value("requests_total") == 5
             of_sine = {"model": "sine-cell", "version": sine.version}
             assert await watched.value("requests_total", outcome="done", **of_sine) == 2
@@ -263,7 +264,7 @@ def test_a_batch_of_which_nothing_is_traced_makes_no_span(sine: Model) -> None:
 def from_trace(session_id: str, is_sampled: bool) -> Request:
     parent = f"00-{'a' * 32}-{'b' * 16}-0{int(is_sampled)}"
     origin = Origin("r", "predict", traceparent=parent)
-    return replace(request(session_id, rows(1)), origin=origin)
+    return structs.replace(request(session_id, rows(1)), origin=origin)
 
 
 def test_an_access_line_holds_no_row(sine: Model, caplog: pytest.LogCaptureFixture) -> None:
@@ -297,7 +298,7 @@ def test_an_error_in_a_batch_is_logged_with_the_ids_of_its_requests(
         store = Broken(**ROOM)
         async with watching(Catalog([sine]), store=store) as watched:
             store.broken = True
-            asked = replace(request("s", rows(1)), origin=Origin("complaint-7", "predict"))
+            asked = structs.replace(request("s", rows(1)), origin=Origin("complaint-7", "predict"))
             with pytest.raises(InternalError):
                 await watched.engine.predict(asked)
 

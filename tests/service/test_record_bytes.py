@@ -1,10 +1,9 @@
 """Every record comes back from its bytes; nothing else does."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from service.errors import InternalError
 from service.session import LastReply, Record

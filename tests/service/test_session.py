@@ -1,10 +1,10 @@
 """The transition table, every cell."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from service.errors import (
     ClientError,

@@ -44,6 +44,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {"memory": MemoryBackend}
 SESSIONS = 3
 KINDS = (
     *("request",) * 6,
+    *("block",) * 3,
     *("twice",) * 3,
     *("gap", "again", "again", "drop", "fork", "fork", "keyed_fork", "keyed_fork"),
     *("snapshot", "restore", "restore"),
@@ -359,7 +360,7 @@ class DiskBackend:
 def test_histories_over_the_disk(versions: list[Model], tmp_path: Path) -> None:
     """The same in files, with expiry; engines that were killed never close theirs."""
 
-    async def scenario(seed: int) -> int:
+    async def scenario(seed: int) -> tuple[int, int]:
         draw = random.Random(seed)
         backend = DiskBackend(tmp_path / str(seed))
         world = World(versions, backend, draw, faults=0.03, crashes=0.01)
@@ -368,9 +369,11 @@ def test_histories_over_the_disk(versions: list[Model], tmp_path: Path) -> None:
         finally:
             for store in backend.stores:
                 await store.close()
-        return len(world.journal)
+        return len(world.journal), world.rows
 
-    assert sum(asyncio.run(scenario(seed)) for seed in range(20)) > 300
+    found = [asyncio.run(scenario(seed)) for seed in range(20)]
+    assert sum(commits for commits, _ in found) > 300
+    assert sum(rows for _, rows in found) > 100, "blocks did not run"
 
 
 @pytest.mark.slow

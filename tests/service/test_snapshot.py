@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from safetensors import safe_open
 from safetensors.numpy import load
 
@@ -47,15 +48,15 @@ def test_a_snapshot_comes_back_whole(sine: Model, record: Record) -> None:
     """Every field of the record but the birth, which is another life's."""
     raw = write_snapshot(KEY, record, RING, NOW)
     snapshot = read_snapshot(raw, "acme", RING)
-    assert record_of(snapshot, sine.artifact.layout, birth=9) == replace(record, birth=9)
+    assert record_of(snapshot, sine.artifact.layout, birth=9) == structs.replace(record, birth=9)
 
 
 def test_a_snapshot_holds_the_idempotency_key_and_the_restart_where_there_were(
     sine: Model, record: Record
 ) -> None:
     """And is otherwise what it was before there were any, so older files are read too."""
-    last = replace(record.last, created=True, restarted=True, key_digest=b"k" * 16)
-    raw = write_snapshot(KEY, replace(record, last=last), RING, NOW)
+    last = structs.replace(record.last, created=True, restarted=True, key_digest=b"k" * 16)
+    raw = write_snapshot(KEY, structs.replace(record, last=last), RING, NOW)
     assert read_snapshot(raw, "acme", RING).last == last
     plain = write_snapshot(KEY, record, RING, NOW)
     assert b"last_restarted" not in plain

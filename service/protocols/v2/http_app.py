@@ -58,7 +58,6 @@ from service.protocols.v2.inference import (
     abandon,
     answers_of,
     submit,
-    timeout_s,
     to_requests,
     to_response,
 )
@@ -235,7 +234,7 @@ class V2App:
         jobs = await submit(self._engine, requests)
         try:
             with self._watch(jobs, call.receive):
-                answers = await answers_of(self._engine, jobs, timeout_s(asked))
+                answers = await answers_of(self._engine, jobs)
         except asyncio.CancelledError:
             if any(job.future.cancelled() for job in jobs):
                 raise ClientGone from None

@@ -8,10 +8,10 @@ Rules
   must be there; `sequence_end` forgets it once this is done.
 - Without, each of the B rows is a sequence of its own, from the initial state, that leaves
   nothing behind. They are accepted or refused together, and run together.
-- `step` and `idempotency_key` make a retry safe, as under every protocol. `timeout` (microseconds)
-  ends the wait; `priority` is taken and changes nothing, as sessions take turns. Parameters that
-  begin with `triton_` are for other servers. Any other is refused: a misspelled `step` would
-  otherwise be no step.
+- `step` and `idempotency_key` make a retry safe, as under every protocol. After `timeout`
+  (microseconds) it is refused, and was not done; `priority` is taken and changes nothing, as
+  sessions take turns. Parameters that begin with `triton_` are for other servers. Any other is
+  refused: a misspelled `step` would otherwise be no step.
 - Outputs are `y` (FP32, or INT64 as its port is), and what the pipeline reads in it; all of them,
   where none is asked for.
 """
@@ -19,13 +19,13 @@ Rules
 import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from service.engine import Engine
-from service.errors import RequestError, ShapeError, TimedOutError, TooLongError
+from service.errors import RequestError, ShapeError, TooLongError
 from service.job import Answer, Job, Opening, Request
 from service.key_ring import Caller
 from service.origin import Origin
@@ -81,7 +81,7 @@ def to_requests(
         model=":".join(filter(None, (asked.model_name, asked.model_version))),
         want=_wanted(asked),
         most=caller.max_sessions,
-        origin=origin,
+        origin=origin.within(said.timeout_s),
     )
     if said.session_id is None:
         return [
@@ -109,11 +109,6 @@ def to_requests(
             idempotency_key=said.idempotency_key or idempotency_key,
         )
     ]
-
-
-def timeout_s(asked: InferRequest) -> float | None:
-    """How long the client waits; None: as long as it takes."""
-    return read_parameters(asked.parameters).timeout_s
 
 
 def _wanted(asked: InferRequest) -> tuple[str, ...] | None:
@@ -180,38 +175,24 @@ def _refuse_unknown_outputs(engine: Engine, request: Request) -> None:
             ) from None
 
 
-async def answers_of(
-    engine: Engine, jobs: Sequence[Job], timeout_s: float | None = None
-) -> list[Answer]:
+async def answers_of(engine: Engine, jobs: Sequence[Job]) -> list[Answer]:
     """Wait for all; whatever ends the wait, nobody waits for the others any more.
 
     Raises:
         CarouselError: one was refused, or what its run raised.
-        TimedOutError: it took longer; a session may have moved, or not.
         CancelledError: this task was cancelled, or somebody abandoned a job.
     """
     futures = [job.future for job in jobs]
     try:
-        if len(futures) == 1 and timeout_s is None:
+        if len(futures) == 1:
             return [await futures[0]]
-        done, waiting = await asyncio.wait(
-            futures, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
-        )
+        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
         for future in futures:  # in their order: the first refusal is the one to tell
             if future in done:
                 future.result()
-        if waiting:
-            raise timed_out(timeout_s)
     finally:
         abandon(engine, jobs)
     return [future.result() for future in futures]
-
-
-def timed_out(timeout_s: float | None) -> TimedOutError:
-    return TimedOutError(
-        f"the request took longer than its timeout of {timeout_s} s; with `step` it is safe to "
-        "send again"
-    )
 
 
 def abandon(engine: Engine, jobs: Sequence[Job]) -> None:

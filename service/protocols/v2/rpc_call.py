@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from service.errors import CarouselError, RequestError
 from service.key_ring import Caller
-from service.origin import REQUEST_ID, origin_of
+from service.origin import REQUEST_ID, TIMEOUT, Origin, origin_of
 from service.protocols.access import Access
 from service.protocols.asgi import Headers, Scope
 from service.protocols.v2.rpc_status import Metadata, status_of
@@ -48,11 +48,16 @@ class Call:
     def __init__(self, context: Context, access: Access) -> None:
         self.context = context
         self.headers = _headers_of(context)
-        self.origin = origin_of(self.headers, PROTOCOL)
+        self._origin = origin_of((one for one in self.headers if one[0] != TIMEOUT), PROTOCOL)
         self._access = access
         context.set_trailing_metadata(self._trailer)
         # A peer's address says by which address it came: only this machine reaches loopback's.
         self._scope: Scope = {"headers": self.headers, "server": _host_of(context.peer())}
+
+    @property
+    def origin(self) -> Origin:
+        """With what is left of its time: gRPC says that by a deadline, and not in a header."""
+        return self._origin.within(self.context.time_remaining())
 
     def header(self, name: bytes) -> str | None:
         """The first of that name."""
@@ -74,7 +79,7 @@ class Call:
     @property
     def _trailer(self) -> Metadata:
         """What every reply has, as over HTTP."""
-        return ((REQUEST_ID.decode(), self.origin.request_id),)
+        return ((REQUEST_ID.decode(), self._origin.request_id),)
 
 
 def _headers_of(context: Context) -> Headers:

@@ -24,7 +24,6 @@ from service.protocols.v2 import metadata
 from service.protocols.v2.inference import (
     answers_of,
     submit,
-    timeout_s,
     to_requests,
     to_response,
 )
@@ -160,7 +159,7 @@ class InferenceService:
             self._limits.max_batch,
             call.header(b"idempotency-key"),
         )
-        answers = await answers_of(engine, await submit(engine, requests), timeout_s(asked))
+        answers = await answers_of(engine, await submit(engine, requests))
         return write_response(to_response(asked, answers), wants_raw(message))
 
     async def _model_statistics(self, asked: pb.ModelStatisticsRequest, call: Call) -> Message:

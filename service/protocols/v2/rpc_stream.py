@@ -11,8 +11,7 @@ Rules
 - Who waits for whom is `Exchange`'s affair, as under every protocol that streams.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
@@ -24,8 +23,6 @@ from service.protocols.asgi import ClientGone
 from service.protocols.exchange import Exchange
 from service.protocols.v2.inference import (
     submit,
-    timed_out,
-    timeout_s,
     to_requests,
     to_response,
 )
@@ -76,10 +73,7 @@ async def serve_stream(engine: Engine, call: Call, messages: Messages, max_batch
         async def start() -> list[Job]:
             caller = call.caller()
             tag.asked = read_request(tag.message)
-            jobs = await submit(engine, to_requests(tag.asked, caller, call.origin, max_batch))
-            if (limit_s := timeout_s(tag.asked)) is not None:
-                _end_in(limit_s, engine, jobs)
-            return jobs
+            return await submit(engine, to_requests(tag.asked, caller, call.origin, max_batch))
 
         await exchange.submit_together(tag, start, lambda answers: _write(tag, *answers))
 
@@ -95,19 +89,6 @@ async def serve_stream(engine: Engine, call: Call, messages: Messages, max_batch
             "the server is shutting down; what it did not answer was not run, send that to "
             "another, or try again"
         )
-
-
-def _end_in(limit_s: float, engine: Engine, jobs: Sequence[Job]) -> None:
-    """Let nobody wait for `jobs` any more after that time."""
-
-    def end() -> None:
-        for job in jobs:
-            if not job.future.done():
-                job.future.set_exception(timed_out(limit_s))
-                engine.abandon(job)
-
-    timer = asyncio.get_running_loop().call_later(limit_s, end)
-    jobs[-1].future.add_done_callback(lambda _: timer.cancel())
 
 
 def _write(tag: Tag, *answers: Answer) -> Reply:

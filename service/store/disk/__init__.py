@@ -20,5 +20,6 @@ Rules
 - Time is the machine's since boot, and an offset in the header that changes at a reboot only, and
   then not back: setting the wall clock ends or prolongs no session.
 
-Order: layout <- mapping, machine <- slots, index, tenants <- recovery, lock <- directory <- store.
+Order: layout <- mapping, machine <- slots, index, tenants <- recovery, lock <- directory <-
+sessions <- table <- store. `sessions` does it row by row, `table` for many rows at once.
 """

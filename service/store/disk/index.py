@@ -63,7 +63,8 @@ class Index:
             finally:
                 os.close(fd)
             self.generation = generation
-            self.entries: Array = np.frombuffer(self.words, np.uint64).reshape(-1, ENTRY_WORDS)
+            self.flat: Array = np.frombuffer(self.words, np.uint64)
+            self.entries: Array = self.flat.reshape(-1, ENTRY_WORDS)
             self._shift = 64 - _bits_of(size)
             return
 

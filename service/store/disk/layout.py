@@ -114,6 +114,18 @@ def classes_and_slots(words: Array) -> tuple[Array, Array]:
     return classes.astype(np.int64), slots.astype(np.int64)
 
 
+def slots_of(words: Array) -> Array:
+    """`slot_of` of many (N,) uint64, as int64."""
+    return (words >> np.uint64(_SLOT_SHIFT) & np.uint64(MAX_SLOTS - 1)).astype(np.int64)
+
+
+def pack_words(number: int, slots: Array, sequences: Array) -> Array:
+    """`pack_word` of (N,) slots of one class, int64, and sequence numbers, uint64."""
+    base = np.uint64(_USED | number << _CLASS_SHIFT)
+    tags = sequences & np.uint64(_TAG_MASK)
+    return np.asarray(base | slots.astype(np.uint64) << np.uint64(_SLOT_SHIFT) | tags)
+
+
 def is_of(word: int, sequence: int) -> bool:
     """Whether a slot of this sequence number may be what the word means."""
     return (word ^ sequence) & _TAG_MASK == 0 and sequence != 0

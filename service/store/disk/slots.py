@@ -92,6 +92,9 @@ class SlotFile:
         self.capacity = min(max(MAP_BYTES // self.size, MAP_SLOTS), MAX_SLOTS)
         self.bytes = map_file(self.fd, self.capacity * self.size)
         self.words = self.bytes.cast("Q")
+        self.flat: Array = np.frombuffer(self.bytes, np.uint64)
+        # One row for each slot that can be; only those that have disk blocks may be touched.
+        self.rows: Array = np.frombuffer(self.bytes, np.uint8).reshape(self.capacity, self.size)
 
     def at(self, slot: int) -> int:
         """The place of a slot's first word in `words`."""
@@ -212,6 +215,50 @@ class Slots:
         for file in self._files.values():
             os.close(file.fd)
         self._files.clear()
+
+    def take_many(self, number: int, count: int) -> Array | None:
+        """(count,) int64: free slots of this very class for sessions that live.
+
+        None: there are not so many.
+        """
+        header, row = self._header, AT_CLASSES + number * CLASS_WORDS
+        while self._free_of(number) < count + KEPT:
+            try:
+                self._grow(number)
+            except StoreFullError:
+                return None
+        words, slots = self.file(number).words, list[int]()
+        size, touched = self.file(number).size >> 3, header[row + TOUCHED]
+        slot = header[row + FIRST_FREE]
+        for _ in range(min(count, header[row + FREE])):
+            at = slot * size
+            if slot >= touched or words[at] != 0:
+                raise InternalError(f"the list of free slots of {size << 3} bytes is broken")
+            slots.append(slot)
+            slot = words[at + NEXT_FREE]
+        header[row + FIRST_FREE] = slot
+        header[row + FREE] -= len(slots)
+        fresh = count - len(slots)
+        header[row + TOUCHED] = touched + fresh
+        return np.array([*slots, *range(touched, touched + fresh)], np.int64)
+
+    def write_many(self, number: int, slots: Array, rows: Array) -> None:
+        """Fill (N,) slots that were taken by (N, size) bytes; as `write`."""
+        self._header[AT_CLASSES + number * CLASS_WORDS + UNSYNCED] = 1
+        self.file(number).rows[slots, : rows.shape[1]] = rows
+
+    def link_many(self, number: int, slots: Array) -> None:
+        """As `link`, of (N,) slots."""
+        header, row = self._header, AT_CLASSES + number * CLASS_WORDS
+        header[row + UNSYNCED] = 1
+        file = self.file(number)
+        after = np.empty(len(slots), np.uint64)
+        after[0], after[1:] = header[row + FIRST_FREE], slots[:-1]
+        at = slots * (file.size >> 3)
+        file.flat[at + NEXT_FREE] = after
+        file.flat[at] = 0
+        header[row + FIRST_FREE] = int(slots[-1])
+        header[row + FREE] += len(slots)
 
     def _free_of(self, number: int) -> int:
         header, row = self._header, AT_CLASSES + number * CLASS_WORDS

@@ -28,6 +28,9 @@ from service.store.disk.layout import (
 )
 from service.store.disk.machine import Machine, this_machine
 from service.store.disk.sessions import SCAN_ENTRIES, Look, Sessions, Unsettled, Write
+from service.store.disk.table import DiskTable
+from service.store.record_table import RecordTable
+from service.store.table import Table
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +65,11 @@ class DiskStore:
         self._header = self._directory.header
         self._lock = self._directory.lock()
         self._sessions = Sessions(self._directory, max_sessions, timeout_ms)
+        self.table: Table = (
+            RecordTable(self)
+            if is_power
+            else DiskTable(self._directory, self._sessions, self._lock, self._now_ms, timeout_ms)
+        )
         self._guard = self._directory.guard  # of `_sessions`; not while it syncs
         self._rooms: dict[str | None, tuple[int, float]] = {}  # tenant -> when asked, seconds
         # A sync takes milliseconds: not on the loop.
