@@ -54,6 +54,7 @@ bench: demos
 		--drift-steps 2000
 	$(BIN)/python -m benchmarks.engine --batch 1 64 --rounds 5
 	$(BIN)/python -m benchmarks.sessions --rounds 5 --sessions 100000
+	$(BIN)/python -m benchmarks.scaling --short
 
 # Carousel beside what a user would pick instead; installs them under .peers (2.5 GB).
 bench-peers: $(INSTALLED)
