@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.network import WIDTH
 from benchmarks.scaling.findings import MEASURED, Findings, read_findings
+from benchmarks.wire.network import WIDTH
 from service.session import LastReply, Record
 from service.store.disk.index import ENTRY_BYTES, OVERHANG, bits_for
 from service.store.disk.layout import BODY_AT, HEADER_BYTES, SLOT_BYTES, class_for

@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 import benchmarks.scaling as package
+from benchmarks import ROOT
 from benchmarks.conditions import conditions
-from benchmarks.peers.contestants import NDJSON, UNARY, WEBSOCKET, WEBSOCKET_TEXT
-from benchmarks.peers.network import HIDDEN, ROOT
 from benchmarks.scaling.findings import Findings, Held, Imported, read_findings
 from benchmarks.scaling.in_process import measure
 from benchmarks.scaling.models import SIZES, measure_model, model_of, ten_models
@@ -35,6 +34,8 @@ from benchmarks.scaling.served import (
 )
 from benchmarks.scaling.sleepers import IDLE_TIMEOUT_S, Seed, house, make_seed, put_to_sleep
 from benchmarks.scaling.upkeep import measure_upkeep
+from benchmarks.wire.carousel import NDJSON, UNARY, WS_BINARY, WS_TEXT
+from benchmarks.wire.network import HIDDEN
 from service.model import Model
 from service.store.disk.store import DiskStore
 
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 PARTS = ("in-process", "upkeep", "served", "redis", "start")
 AGES = (1, 1_000, 1_000_000)
-WAYS = ((UNARY, 16, 1), (NDJSON, 64, 64), (WEBSOCKET_TEXT, 64, 64), (WEBSOCKET, 64, 64))
+WAYS = ((UNARY, 16, 1), (NDJSON, 64, 64), (WS_TEXT, 64, 64), (WS_BINARY, 64, 64))
 IMPORTS = ("pass", "import bentoml, bentoml._internal.service.openapi", "import service.api")
 IMPORT_RUNS = 7
 BYTES_TURNS = 50

@@ -10,7 +10,8 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.peers.network import HIDDEN, ROOT, WIDTH, write_network
+from benchmarks import ROOT
+from benchmarks.wire.network import HIDDEN, WIDTH, write_network
 from service.artifact import find_artifacts
 from service.model import Model
 from service.self_test import repeat
@@ -46,7 +47,7 @@ def ten_models(cache: Path) -> Path:
             continue
         cache.mkdir(parents=True, exist_ok=True)
         np.save(example, np.random.default_rng(number).uniform(-1, 1, (2_000, WIDTH)))
-        command = [sys.executable, "-m", "export", "benchmarks.peers.network:forecaster"]
+        command = [sys.executable, "-m", "export", "benchmarks.wire.network:forecaster"]
         command += ["--init", json.dumps({"hidden": HIDDEN}), "--example", str(example)]
         command += ["--name", name, "--variants", "onnx-fp32", "--steps", "500"]
         command += ["--timing", "0", "--no-store", "--out", str(folder)]

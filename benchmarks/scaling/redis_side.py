@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from benchmarks.peers.servers import free_port
 from benchmarks.scaling.sleepers import (
     IDLE_TIMEOUT_S,
     MAX_BATCH,
@@ -24,6 +23,7 @@ from benchmarks.scaling.sleepers import (
     put_to_sleep,
     sleeper,
 )
+from benchmarks.wire.servers import free_port
 from service.catalog import Catalog
 from service.engine import Engine
 from service.store.redis import RedisStore

@@ -10,6 +10,7 @@ import json
 import random
 import socket
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,15 +18,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers import servers
-from benchmarks.peers.client import wait_until_it_answers
-from benchmarks.peers.contestants import CAROUSEL_WAYS, PREDICT, Way
-from benchmarks.peers.links import LINKS
-from benchmarks.peers.load import Job, cpu_seconds
-from benchmarks.peers.measure import run_load
-from benchmarks.peers.network import ROOT, WIDTH
-from benchmarks.peers.servers import Server
+from benchmarks import ROOT
+from benchmarks.wire import servers
+from benchmarks.wire.carousel import UNARY, Way, ways
+from benchmarks.wire.client import wait_until_it_answers
+from benchmarks.wire.job import Job, run_load
+from benchmarks.wire.links import kind_of
+from benchmarks.wire.load import cpu_seconds
+from benchmarks.wire.network import WIDTH
+from benchmarks.wire.servers import Server
 
+WAYS = ways("")  # of tritonclient's, which name the model, none is asked
 MAX_SESSIONS = 2_000_000
 IDLE_TIMEOUT_S = 86_400
 HEADER_BYTES = 66  # of a segment: Ethernet 14, IPv4 20, TCP 20 and its timestamps 12
@@ -68,7 +71,7 @@ class StartUp:
 
 
 def command(port: int) -> list[str]:
-    bentoml = str(ROOT / ".venv" / "bin" / "bentoml")
+    bentoml = str(Path(sys.executable).parent / "bentoml")
     return [bentoml, "serve", "--host", "127.0.0.1", "--port", str(port)]
 
 
@@ -96,7 +99,7 @@ def serving(artifacts: Path, store: Path | None = None) -> Iterator[Server]:
         folder = Path(name)
         server = start(artifacts, folder, store or folder / "sessions")
         try:
-            asyncio.run(wait_until_it_answers(server, PREDICT.link, PREDICT.path, WIDTH))
+            asyncio.run(wait_until_it_answers(server, WAYS[UNARY].link, WAYS[UNARY].path, WIDTH))
             yield server
         finally:
             server.stop()
@@ -142,7 +145,7 @@ def measure_way(
     server: Server, way: str, sessions: int, seconds: float, asleep: int, state_bytes: int
 ) -> WayPoint:
     """A closed loop for so long; its first answers warm up."""
-    how = CAROUSEL_WAYS[way]
+    how = WAYS[way]
     job = Job(
         how.link,
         how.path,
@@ -161,7 +164,7 @@ def measure_way(
 
 def measure_bytes(server: Server, way: str, sessions: int, turns: int) -> WireBytes:
     """All sessions ask one step, and the next when all have their answers."""
-    return asyncio.run(_bytes(server.port, way, CAROUSEL_WAYS[way], sessions, turns))
+    return asyncio.run(_bytes(server.port, way, WAYS[way], sessions, turns))
 
 
 async def _bytes(port: int, way: str, how: Way, sessions: int, turns: int) -> WireBytes:
@@ -176,7 +179,7 @@ async def _bytes(port: int, way: str, how: Way, sessions: int, turns: int) -> Wi
             done.set()
 
     names = [f"{way.replace(' ', '-')}-bytes-{number}" for number in range(sessions)]
-    link = LINKS[how.link](how.path, names, answered)
+    link = kind_of(how.link)(how.path, names, answered)
     await loop.create_connection(lambda: link, "127.0.0.1", port)
     await link.opened
     rng = random.Random(0)
