@@ -195,7 +195,7 @@ async def _bytes(port: int, way: str, how: Way, sessions: int, turns: int) -> Wi
         link.flush()
         await asyncio.wait_for(done.wait(), START_TIMEOUT_S)
     after = _counts(link.transport.get_extra_info("socket"))
-    link.close()
+    await link.close()
     steps = sessions * turns
     payload, segments = ((b - a) / steps for a, b in zip(before, after, strict=True))
     return WireBytes(way, sessions, payload, segments, payload + HEADER_BYTES * segments)
