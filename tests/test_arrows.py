@@ -66,7 +66,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"store.redis"},
     {"store.open"},
     {"homes", "watch", "observer"},
-    {"blocks"},
+    {"blocks", "batches"},
     {"engine"},
     {"copying"},
     {
