@@ -15,7 +15,7 @@ export BENTOML_DO_NOT_TRACK ?= True
 # Two demo models are served; a request that names none gets this one.
 serve: export CAROUSEL_DEFAULT_MODEL ?= sine-cell
 
-.PHONY: serve demos test chaos check protos packages bench clean
+.PHONY: serve demos test chaos check protos packages bench bench-peers clean
 
 serve: demos
 	exec $(BIN)/bentoml serve
@@ -46,11 +46,19 @@ check: $(INSTALLED)
 protos: $(INSTALLED)
 	$(BIN)/python -m tests.service.write_protos .
 
+# Each in a short form: three minutes in all on two cores, and one more for its models, once. The
+# whole of them: `python -m benchmarks.latency --full`, `benchmarks.int8`, `benchmarks.sessions`.
 bench: demos
 	$(BIN)/python -m benchmarks.latency
-	$(BIN)/python -m benchmarks.int8
+	$(BIN)/python -m benchmarks.int8 --hidden 128 --batch 1 64 --turns 11 --iterations 30 \
+		--drift-steps 2000
 	$(BIN)/python -m benchmarks.engine --batch 1 64 --rounds 5
-	$(BIN)/python -m benchmarks.sessions --sessions 100000
+	$(BIN)/python -m benchmarks.sessions --rounds 5 --sessions 100000
+	$(BIN)/python -m benchmarks.scaling --short
+
+# Carousel beside what a user would pick instead; installs them under .peers (2.5 GB).
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.peers --json .peers/peers.json --plot .peers/peers.png
 
 # Debian packages are installed where that is allowed; elsewhere the tests that need them skip.
 packages:
@@ -72,5 +80,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv runs artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .latency runs artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

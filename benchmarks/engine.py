@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.conditions import conditions
-from benchmarks.peers.network import write_network
+from benchmarks.wire.network import write_network
 from service.artifact import find_artifacts
 from service.batcher import Batcher
 from service.catalog import Catalog

@@ -201,7 +201,8 @@ async def _idle(path: Path, sessions: int, console: Console) -> None:
     first_us = await _time_to_open(store, range(min(WINDOW, sessions)))
     middle = range(min(WINDOW, sessions), max(sessions - WINDOW, min(WINDOW, sessions)))
     await _open_sessions(store, middle)
-    last_us = await _time_to_open(store, range(middle.stop, sessions)) if middle else first_us
+    rest = range(middle.stop, sessions)
+    last_us = await _time_to_open(store, rest) if rest else first_us
     memory = (_resident_bytes() - begun_bytes) / sessions
     disk = sum(file.stat().st_blocks * 512 for file in path.iterdir()) / sessions
     begun = time.perf_counter()

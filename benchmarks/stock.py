@@ -9,7 +9,7 @@ a row feels its neighbours. Both are run by `session.run`, as the documentation 
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,18 +45,31 @@ def forecaster(input_size: int = 8, hidden: int = 128, output_size: int = 8) -> 
 
 def write_stock(module: nn.Module, lstm: nn.LSTM, path: Path) -> None:
     """Export `forward(x, (h, c)) -> (y, (h, c))`: inputs x, h, c and outputs y, h_n, c_n."""
-    x = torch.zeros(2, 3, lstm.input_size)
     h = torch.zeros(lstm.num_layers, 2, lstm.hidden_size)
+    write_stock_graph(module, torch.zeros(2, 3, lstm.input_size), {"h": h, "c": h.clone()}, path)
+
+
+def write_stock_graph(
+    module: nn.Module, x: Tensor, states: Mapping[str, Tensor], path: Path
+) -> None:
+    """Export `forward(x, states) -> (y, states)`, x (B, T, ...); a state alone is no tuple.
+
+    Args:
+        states: name -> (L, B, H), or (B, H); its output is called NAME_n.
+    """
+    given = tuple(states.values())
+    axes = {"x": {0: "batch", 1: "time"}}
+    axes |= {name: {value.ndim - 2: "batch"} for name, value in states.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter, and that a batch of 1 may differ
         torch.onnx.export(
             module,
-            (x, (h, h.clone())),
+            (x, given if len(given) > 1 else given[0]),
             str(path),
             dynamo=False,
-            input_names=["x", "h", "c"],
-            output_names=["y", "h_n", "c_n"],
-            dynamic_axes={"x": {0: "batch", 1: "time"}, "h": {1: "batch"}, "c": {1: "batch"}},
+            input_names=["x", *states],
+            output_names=["y", *(f"{name}_n" for name in states)],
+            dynamic_axes=axes,
         )
 
 

@@ -12,7 +12,8 @@ CAROUSEL_MODELS, for BentoML changes their working directory; what of it is serv
 on, says service/shelf.py. For the same reason CAROUSEL_STORE_PATH is made absolute there.
 
 Siblings are imported at the top and never later: outside its workers BentoML takes the project
-off `sys.path` once this module is imported.
+off `sys.path` once this module is imported. Redis's is imported where the settings name it, here
+too.
 """
 
 # BentoML publishes no types for its decorators and classes.
@@ -78,7 +79,7 @@ from service.protocols.websocket import WebSocketApp
 from service.shelf import Shelf, names_at
 from service.snapshot import Keyring, open_keyring
 from service.store.counted import CountedStore
-from service.store.open import check_store, open_store
+from service.store.open import check_store, import_store, open_store
 from service.sweeper import period_of
 from service.tracing import Tracing, check_tracing, open_tracing
 from service.watch import Watch
@@ -97,6 +98,7 @@ def _load_config_or_stop() -> Config:
 
 
 CONFIG = _load_config_or_stop()
+import_store(CONFIG)
 set_up_logging(CONFIG.log_format, CONFIG.access_log)
 # BentoML listens on 0.0.0.0 unless told otherwise, by its configuration, BENTOML_HOST or --host.
 LISTEN: Any = {"host": "127.0.0.1"} if CONFIG.is_loopback_only else {}

@@ -19,26 +19,20 @@ The engine is one task on the server's loop. A batch that is estimated to take l
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from service.batcher import Batcher, Row
+from service.batches import Batches
 from service.blocks import Block, Blocks
 from service.catalog import Catalog
 from service.errors import (
-    CapacityError,
     CarouselError,
     ClientError,
     DrainingError,
     InternalError,
-    ModelLoadingError,
-    StoreFullError,
-    UnknownModelError,
 )
 from service.forecast import (
     Forecast,
@@ -60,21 +54,15 @@ from service.session import (
     CONTROL,
     Act,
     Ask,
-    Move,
     Record,
     SessionKey,
-    Situation,
     decide,
-    judge,
     no_session,
-    reference,
-    situation,
 )
 from service.store import Commit, Outcome, Store
 from service.sweeper import sweep_forever
 from service.tracing import Tracing
 
-Array = np.ndarray
 INLINE_S = 0.002  # 2 ms: what the loop may spend without answering anybody else
 # Loop turns between the first request and its batch: one reads the sockets, one runs the handlers
 # that were woken. Bursts of 64 requests over 64 connections met in batches of 52 rows with none
@@ -85,7 +73,6 @@ GATHER_TURNS = 2
 GATHER_AFTER = 16
 MAX_FORECAST_STEPS = 100_000  # of all samples: at 0.1 ms a step, what a drain may wait for it
 FAILED = "a batch of %d requests failed"
-MAX_RETRY_AFTER_S = 60  # a full server: sessions are dropped as well as expire, so look again soon
 
 logger = logging.getLogger("carousel.engine")
 
@@ -134,7 +121,6 @@ class Engine:
         self._observer = Observer(self.metrics, tracing)
         self._sweep_period_s = sweep_period_s
         self._pace = Pace(max_queue)
-        self._finished = 0  # jobs that left the queue and steps that were forecast, ever
         self._busy_since: float | None = None  # when the last batch ended; None: nothing waited
         self._batcher: Batcher[Work] = Batcher(
             max_batch,
@@ -161,6 +147,18 @@ class Engine:
         self._asides: set[asyncio.Task[None]] = set()  # of jobs that wait for their models
         self._work = asyncio.Event()  # there is a batch to take
         self._room = asyncio.Event()  # a job has left the queue
+        self._batches = Batches(
+            store,
+            catalog,
+            self._homes,
+            self._observer,
+            self._batcher,
+            self._pool,
+            INLINE_S,
+            self._room,
+            self._work.set,
+            lambda: self.entropy(),
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None  # None: it was not started
         self._on_drain: set[Callable[[], object]] = set()
@@ -424,7 +422,7 @@ class Engine:
                     self._observer.opened(after)
                 return before, after
             if outcome is not Outcome.LOST:
-                raise await self._full(outcome, key.tenant)
+                raise await self._batches.full(outcome, key.tenant)
 
     async def load(self, reference: str) -> Model:
         """The model `name` or `name:version`, loaded if it was not.
@@ -505,7 +503,7 @@ class Engine:
         clock = time.monotonic
         since = self._busy_since or clock()
         rows = await self._blocks.run()
-        self._finished += rows
+        self._batches.finished += rows
         self._room.set()
         now = clock()
         self._pace.note(rows, now - since)
@@ -518,213 +516,23 @@ class Engine:
         batch = self._batcher.take()
         self._observer.take(batch)
         clock = time.monotonic
-        since, finished = self._busy_since or clock(), self._finished
+        since, finished = self._busy_since or clock(), self._batches.finished
         try:
-            rows = await self._load(batch)
-            whole = await self._run(rows)
-            await self._commit(whole)
+            rows = await self._batches.load(batch)
+            whole = await self._batches.run(rows)
+            await self._batches.commit(whole)
         except CarouselError as error:
             logger.error(
                 FAILED + ": %s", len(batch), error.message, extra=_about(batch, error.code)
             )
-            self._fail(batch, error)
+            self._batches.fail(batch, error)
         except Exception:
             logger.exception(FAILED, len(batch), extra=_about(batch, InternalError.code))
-            self._fail(batch, InternalError("the server failed; its log says why"))
+            self._batches.fail(batch, InternalError("the server failed; its log says why"))
         self._observer.end_batch()
         now = clock()
-        self._pace.note(self._finished - finished, now - since)
+        self._pace.note(self._batches.finished - finished, now - since)
         self._busy_since = None if self._batcher.is_empty else now
-
-    def _fail(self, batch: Sequence[Row[Work]], error: CarouselError) -> None:
-        for row in batch:
-            if self._batcher.is_running(row.job):
-                self._refuse(row.job, type(error)(error.message, **error.data))
-
-    async def _load(self, batch: Sequence[Row[Work]]) -> list[Row[Work]]:
-        """The rows that must run; the others are answered, refused, or wait again."""
-        jobs = [row.job for row in batch if isinstance(row.job, Job)]
-        fresh = [job for job in jobs if job.progress is None]
-        if fresh:
-            keys = [job.key for job in fresh if not job.request.is_unnamed]
-            with self._observer.reading:
-                records = iter(await self._store.get(keys) if keys else [])
-            for job in fresh:
-                record = None if job.request.is_unnamed else next(records)
-                try:
-                    self._begin(job, record)
-                except ModelLoadingError as error:
-                    self._put_aside(job, error)
-                except CarouselError as error:
-                    self._refuse(job, error)
-        return [row for row in batch if self._batcher.is_running(row.job)]
-
-    def _begin(self, job: Job, record: Record | None) -> None:
-        taken = job.model
-        is_settled = record is not None and self._homes.settles(job, record)
-        move = decide(job.ask, record) if is_settled else self._decide_at_home(job, record)
-        if record is not None:
-            if move is Move.REPLAY:
-                self._answer(job, job.replay(record), is_replay=True)
-                return
-            if not is_settled:
-                job.bind_to(self._homes.moved(job, record))
-        self.catalog.note_use(job.model.name, job.model.version)
-        if job.model is taken:
-            job.start(record, self.entropy(), anew=move is Move.BEGIN)
-        else:  # it waits for a batch of its model
-            self._batcher.release(job, finished=False)
-
-    def _decide_at_home(self, job: Job, record: Record | None) -> Move:
-        """`decide`, with the job bound to the model that its session is on."""
-        goal = self.promotions.goal(record) if record is not None else None
-        found = situation(job.ask, record, goal)
-        if found is not Situation.ELSEWHERE:
-            home = self._homes.of_job(job, record)
-            if home is not job.model:  # it was guessed before the session could be known
-                job.bind(home)
-                found = situation(job.ask, record, goal)
-        return _judge(found, job, record)
-
-    def _put_aside(self, job: Job, error: ModelLoadingError) -> None:
-        """Keep the job and its session out of batches until its model is loaded."""
-        self._batcher.park(job)
-        task = asyncio.get_running_loop().create_task(self._load_for(job, error))
-        self._asides.add(task)
-        task.add_done_callback(self._asides.discard)
-
-    async def _load_for(self, job: Job, error: ModelLoadingError) -> None:
-        failure: CarouselError | None = None
-        try:
-            await self._homes.fetch(error)
-        except CarouselError as why:
-            failure = why
-        if job.future.done():
-            return  # abandoned, and forgotten, meanwhile
-        if failure is None:
-            self._batcher.wake(job)
-            self._work.set()
-        else:
-            self._batcher.discard(job)
-            self._room.set()
-            self._observer.end(job, failure)
-            job.future.set_exception(failure)
-
-    async def _run(self, rows: Sequence[Row[Work]]) -> list[Job]:
-        """Advance each row by its slice; the jobs that are whole now."""
-        if not rows:
-            return []
-        model, width = rows[0].job.model, sum(row.job.rows for row in rows)
-        steps = max(row.steps for row in rows)
-        with self._observer.running(model, width, steps):
-            if model.cost.estimate_s(width, steps) < INLINE_S:
-                slices = _run_slices(model, rows)
-            else:
-                loop = asyncio.get_running_loop()
-                slices = await loop.run_in_executor(self._pool, _run_slices, model, rows)
-        whole: list[Job] = []
-        for row, result in zip(rows, slices, strict=True):
-            if isinstance(result, CarouselError):
-                self._refuse(row.job, result)
-            elif isinstance(row.job, Forecast):
-                self._tell(row.job, result)
-            elif row.job.too_late is not None:
-                self._refuse(row.job, row.job.too_late)
-            elif row.job.steps_left == 0:
-                whole.append(row.job)
-            else:
-                self._batcher.release(row.job, finished=False)
-        return whole
-
-    def _tell(self, forecast: Forecast, lines: Sequence[Line]) -> None:
-        """Give a forecast's reader what a batch found out."""
-        forecast.put(lines)
-        self._observer.forecast(forecast, len(lines))
-        over = forecast.is_whole or forecast.future.done()  # done already: abandoned
-        if over:
-            self._leave(forecast)
-            if forecast.future.done():
-                self._observer.leave(forecast)
-            else:
-                self._observer.answer(forecast)
-                forecast.future.set_result(None)
-            return
-        self._finished += 1
-        if forecast.is_ahead:
-            self._batcher.park(forecast)
-        else:
-            self._batcher.release(forecast, finished=False)
-
-    async def _commit(self, jobs: Sequence[Job]) -> None:
-        if not jobs:
-            return
-        records: list[tuple[Job, Record]] = []  # of those that have something to commit
-        commits: list[Commit] = []
-        for job in jobs:
-            before, record = job.started.before, job.whole_record()
-            if before is None and job.request.ends:
-                self._answer(job, job.whole_answer(record))
-                continue
-            after = None if job.request.ends else record
-            records.append((job, record))
-            commits.append(Commit(job.key, before, after, job.request.most))
-        if not commits:
-            return
-        for job, _ in records:
-            job.is_committing = True
-        with self._observer.committing:
-            outcomes = await self._store.commit(commits)
-        for (job, record), outcome in zip(records, outcomes, strict=True):
-            if outcome is Outcome.DONE:
-                if not job.request.ends:
-                    self._blocks.table.note(job.key, record)
-                if record.last.created and not job.request.ends:
-                    self._observer.opened(record)
-                self._answer(job, job.whole_answer(record))
-            elif outcome is not Outcome.LOST:
-                self._refuse(job, await self._full(outcome, job.key.tenant))
-            elif job.future.done():  # abandoned; and perhaps its session was dropped since
-                self._leave(job)
-                self._observer.leave(job)
-            elif asyncio.get_running_loop().time() >= job.due_s:
-                self._refuse(job, timed_out(job.timeout_s))
-            else:
-                self.metrics.lost_commit()
-                job.is_committing = False
-                job.restart()
-                self._batcher.release(job, finished=False)
-
-    def _leave(self, job: Work) -> None:
-        """The end of a job that was in a batch."""
-        self._batcher.release(job, finished=True)
-        self._finished += 1
-        self._room.set()
-
-    def _answer(self, job: Job, answer: Answer, is_replay: bool = False) -> None:
-        self._leave(job)
-        self._observer.answer(job, is_replay)
-        if not job.future.done():
-            job.future.set_result(answer)
-
-    def _refuse(self, job: Work, error: CarouselError) -> None:
-        self._leave(job)
-        self._observer.refuse(job, error)
-        if not job.future.done():
-            job.future.set_exception(error)
-
-    async def _full(self, outcome: Outcome, tenant: str) -> CapacityError:
-        if outcome is Outcome.NO_SPACE:
-            return StoreFullError("the disk of the sessions is full; nothing was lost, try again")
-        whose = tenant if outcome is Outcome.TENANT_FULL else None
-        first_s = await self._store.room_in_s(whose)
-        wait_s = math.ceil(min(max(1.0, first_s), MAX_RETRY_AFTER_S))
-        held = await self._store.count(whose)
-        return CapacityError(
-            f"{'the server' if whose is None else 'your tenant'} holds {held} sessions and takes "
-            f"no more; drop one, or retry in {wait_s} s",
-            limit="sessions" if whose is None else "tenant_sessions",
-            retry_after_s=wait_s,
-        )
 
     async def _read(self, request: Request) -> Job:
         """The request as a job of the model that its session is most likely on.
@@ -748,47 +556,6 @@ class Engine:
             return Job(request, home, self._max_steps, future)
 
 
-def _run_slices(model: Model, rows: Sequence[Row[Work]]) -> list[Sequence[Line] | CarouselError]:
-    """Run a batch; of each job the lines (a forecast's) or what went wrong. No loop is needed."""
-    jobs = [row.job for row in rows]
-    chunks = [chunk for row in rows for chunk in row.job.chunks(row.steps)]
-    states = [state for job in jobs for state in job.states()]
-    ys, after, finite = model.run(chunks, states)
-    found: list[Sequence[Line] | CarouselError] = []
-    at = 0
-    for job in jobs:
-        part = slice(at, at + job.rows)
-        at = part.stop
-        try:
-            found.append(job.advance(ys[part], after[part], finite[part]))
-        except CarouselError as error:
-            found.append(error)
-    return found
-
-
 def _about(batch: Sequence[Row[Work]], code: str) -> dict[str, dict[str, object]]:
     model = batch[0].job.model.reference if batch else None
     return about(code=code, model=model, request_ids=named(batch))
-
-
-def _judge(found: Situation, job: Job, record: Record | None) -> Move:
-    """`judge`, of a job whose model may not be the one that gave the last reply.
-
-    That model is not served then, and whether the request is the last one again cannot be told
-    for sure, as its rows were compared in another model's units.
-    """
-    if record is not None and job.model.version != record.version:
-        if found is Situation.AGAIN and job.ask.act is Act.START:
-            return Move.BEGIN
-        if found in (Situation.AGAIN, Situation.REUSED):
-            raise _old_reply(record)
-    return judge(found, job.ask, record)
-
-
-def _old_reply(record: Record) -> UnknownModelError:
-    return UnknownModelError(
-        f"the last reply was given by {reference(record.model, record.version)}, which is not "
-        f"served here any more; go on with step {record.step}",
-        model=reference(record.model, record.version),
-        expected=record.step,
-    )

@@ -12,7 +12,16 @@ from service.forecast import ForecastRequest
 from service.job import Job, Request
 from service.model import Model
 from service.promotion import Promotions
-from service.session import Act, Record, names_last, reference
+from service.session import (
+    Act,
+    Move,
+    Record,
+    Situation,
+    judge,
+    names_last,
+    reference,
+    situation,
+)
 from service.store import Store
 
 Fetch = Callable[[str], Awaitable[Model]]  # `name:version` of a model that is not loaded
@@ -124,6 +133,17 @@ class Homes:
                 pass
         return self.moved(job, record)
 
+    def decide(self, job: Job, record: Record | None) -> Move:
+        """`decide`, with the job bound to the model that its session is on."""
+        goal = self._promotions.goal(record) if record is not None else None
+        found = situation(job.ask, record, goal)
+        if found is not Situation.ELSEWHERE:
+            home = self.of_job(job, record)
+            if home is not job.model:  # it was guessed before the session could be known
+                job.bind(home)
+                found = situation(job.ask, record, goal)
+        return _judge(found, job, record)
+
     def moved(self, job: Job, record: Record) -> Model:
         """The model that the session's next request runs on; raises as `of`."""
         if job.ask.act is Act.START:
@@ -136,3 +156,26 @@ class Homes:
 
     def _goal(self, record: Record) -> str:
         return reference(record.model, self._promotions.goal(record))
+
+
+def _judge(found: Situation, job: Job, record: Record | None) -> Move:
+    """`judge`, of a job whose model may not be the one that gave the last reply.
+
+    That model is not served then, and whether the request is the last one again cannot be told
+    for sure, as its rows were compared in another model's units.
+    """
+    if record is not None and job.model.version != record.version:
+        if found is Situation.AGAIN and job.ask.act is Act.START:
+            return Move.BEGIN
+        if found in (Situation.AGAIN, Situation.REUSED):
+            raise _old_reply(record)
+    return judge(found, job.ask, record)
+
+
+def _old_reply(record: Record) -> UnknownModelError:
+    return UnknownModelError(
+        f"the last reply was given by {reference(record.model, record.version)}, which is not "
+        f"served here any more; go on with step {record.step}",
+        model=reference(record.model, record.version),
+        expected=record.step,
+    )

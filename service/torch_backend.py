@@ -52,7 +52,8 @@ class TorchBackend(ABC):
             y, final = self._forward(x, state)
         else:
             y, final = self._by_length(x, state, lengths)
-        return y, final
+        # One zero, as of every backend: a row's y past its length is 0.0.
+        return y + 0, {name: value + 0 for name, value in final.items()}
 
     def _by_length(self, x: Array, state: State, lengths: Array) -> tuple[Array, State]:
         y: Array | None = None
@@ -69,8 +70,7 @@ class TorchBackend(ABC):
                 final[name][rows] = value
         if y is None:
             raise ArtifactError("an empty batch reached the torch runtime")
-        # One zero, as of every backend: a row's y past its length is 0.0.
-        return y + 0, {name: value + 0 for name, value in final.items()}
+        return y, final
 
     def _forward(self, x: Array, state: State) -> tuple[Array, State]:
         torch = self._torch

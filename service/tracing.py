@@ -23,11 +23,8 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
@@ -44,6 +41,9 @@ from opentelemetry.util.types import AttributeValue
 
 from service.errors import SettingsError
 from service.origin import Origin
+
+if TYPE_CHECKING:  # 80 ms of a core to import, which nobody should pay who does not trace
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -99,7 +99,12 @@ def _share(text: str) -> float:
 class Tracing:
     """Makes the spans of one process."""
 
-    def __init__(self, sampling: Sampling, exporters: Sequence[SpanExporter]) -> None:
+    def __init__(self, sampling: Sampling, exporters: Sequence["SpanExporter"]) -> None:
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
         name = Resource({"service.name": "carousel", "service.instance.id": str(os.getpid())})
         self._provider = TracerProvider(
             sampler=ALWAYS_ON,  # what is not to be traced never comes here
@@ -194,10 +199,11 @@ def check_tracing(environ: Mapping[str, str]) -> list[str]:
     return [name for name in names if name != "none"]
 
 
-def _exporter(name: str) -> SpanExporter:
+def _exporter(name: str) -> "SpanExporter":
     if name == "console":
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
         return ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\n")
-    # It takes 0.2 s to import, which nobody should pay who does not trace.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter()

@@ -28,7 +28,6 @@ DEMOS = ("sine-cell", "series-lstm")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 DEMO_FILES = frozenset(
     {
-        "tests/benchmarks/test_latency.py",
         "tests/e2e/test_not_isolated.py",
         "tests/e2e/test_readme.py",
         "tests/e2e/test_serving_docs.py",

@@ -1,6 +1,8 @@
 """Who may import whom: read from the source, over all packages."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,7 +66,7 @@ SERVICE_ORDER: list[set[str]] = [
     {"store.redis"},
     {"store.open"},
     {"homes", "watch", "observer"},
-    {"blocks"},
+    {"blocks", "batches"},
     {"engine"},
     {"copying"},
     {
@@ -188,7 +190,11 @@ ONLY_IN = {  # third party -> the modules of `service` that may import it
     "tritonclient": set[str](),
 }
 LEAVING_TORCH = {  # how the names of what torch will drop begin -> the modules that may use them
-    "torch.jit": {"export.graphs.torchscript", "service.torchscript_backend"},
+    "torch.jit": {
+        "benchmarks.latency.torchscript",
+        "export.graphs.torchscript",
+        "service.torchscript_backend",
+    },
     "torch._C._jit": {"export.graphs.torchscript"},
     "torch.ao": {"export.graphs.torch_int8"},
     "torch.quantization": set[str](),
@@ -368,11 +374,40 @@ def test_a_right_arrow_is_not(module: str, statement: str) -> None:
     assert wrong_arrows(list(read_imports(statement, module))) == []
 
 
-def test_the_service_is_imported_without_torch() -> None:
-    """All of it: the serving image has none."""
-    code = "import sys, service.api; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+# What `import service.api` must not bring along: the serving image has none of the first, and each
+# of the others is a part of every start and of every worker's memory, for who does not use it.
+NOT_AT_IMPORT = (
+    *("torch", "onnx", "onnxscript", "matplotlib", "pandas", "scipy", "sklearn"),
+    "tritonclient",
+    *("opentelemetry.sdk", "opentelemetry.exporter", "redis", "service.store.redis"),
+)
+
+
+def imported_by(statement: str, **settings: str) -> list[str]:
+    """The modules of `NOT_AT_IMPORT` that a new process has after `statement`."""
+    code = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("CAROUSEL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**environment, **settings},
+    )
     assert done.returncode == 0, done.stderr
+    return [name for name in json.loads(done.stdout) if name in NOT_AT_IMPORT]
+
+
+def test_the_service_is_imported_without_what_a_server_does_not_need() -> None:
+    """All of it, as `bentoml serve` imports it, in the process that starts the workers and in
+    each of them."""
+    assert imported_by("import service.api") == []
+
+
+def test_who_asks_for_redis_has_it_at_import() -> None:
+    """BentoML may take the project off the path after that, so it would be too late."""
+    redis = {"CAROUSEL_STORE": "redis", "CAROUSEL_REDIS_URL": "redis://127.0.0.1:1/0"}
+    assert {"redis", "service.store.redis"} <= set(imported_by("import service.api", **redis))
 
 
 def test_the_client_needs_nothing_of_the_server_but_its_errors() -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks import ROOT
 from benchmarks.conditions import conditions
 from benchmarks.peers.contestants import BASELINE, CONTESTANTS, WAYS
 from benchmarks.peers.measure import Plan, Run, summarise
-from benchmarks.peers.network import HIDDEN, ROOT, Loop, write_network
 from benchmarks.peers.report import plot, show, write_json
 from benchmarks.peers.stage import Stage
 from benchmarks.peers.venvs import VenvError, versions
+from benchmarks.peers.verdict import judge
+from benchmarks.wire.asked import Times
+from benchmarks.wire.network import HIDDEN, Loop, write_network
 
 SHOWN = (  # packages whose versions are reported, of a peer that has them
     *("bentoml", "fastapi", "litserve", "mlserver", "ray"),
@@ -69,14 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         hidden=arguments.hidden,
         threads=1,
         rounds=plan.rounds,
-        seconds=plan.seconds,
+        seconds=plan.times.closed_s,
+        open_seconds=plan.times.open_s,
         load_before=load_before,
+        load_after=os.getloadavg(),
     )
     rows = summarise(findings.points, arguments.baseline)
-    Console(width=118).print(found)
-    show(rows, findings, arguments.baseline)
+    Console(width=126).print(found)
+    verdicts = judge(findings.points)
+    show(rows, findings, verdicts, arguments.baseline)
     if arguments.json:
-        write_json(arguments.json, rows, findings, found)
+        write_json(arguments.json, rows, findings, verdicts, found)
     if arguments.plot and rows:
         caption = (
             f"{found['cpu']}, {os.cpu_count()} cores, {begun:%Y-%m-%d}, hidden {network.hidden}"
@@ -90,9 +96,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return Plan(
         rounds=arguments.rounds or (1 if short else 3),
         sessions=tuple(sorted(arguments.sessions or ((16,) if short else (1, 16, 64)))),
-        seconds=arguments.seconds or (0.5 if short else 1.0),
-        open_seconds=arguments.seconds or (0.5 if short else 2.0),
-        warm_s=0.2 if short else 0.3,
+        times=Times(
+            warm_s=0.2 if short else 0.3,
+            closed_s=arguments.seconds or (0.5 if short else 1.0),
+            open_s=arguments.seconds or (0.5 if short else 2.0),
+        ),
         connections=8 if short else 16,
         requests=4 if short else 8,
         killed_sessions=8 if short else 32,
@@ -108,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--contestants", nargs="+", choices=names, default=names, metavar="NAME", help=str(names))
     add("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=str(list(WAYS)))
-    add("--sessions", type=int, nargs="+", help="that ask at a time (1 16 64)")
+    add("--sessions", type=int, nargs="+", help="that ask at a time (1 16 64); of one frame 256")
     add("--rounds", type=int, help="(3)")
     add("--seconds", type=float, help="of each measurement (1, and 2 for latencies)")
     add("--short", action="store_true", help="one round of half seconds, 16 sessions")

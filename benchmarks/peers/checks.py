@@ -3,7 +3,6 @@
 Every reply is compared with a plain loop of the model (`PlainLoop`); y has so many numbers that two
 states give the same by chance never.
 
-- `agree`: over a way of asking, sessions begin at zero and move by what they are sent.
 - `share`: many connections ask the same session at once. Any order is right, so replies must form
   one chain: each continues from where another ended. A reply that continues from a state from which
   another continued already is a step that was lost; one that continues from no state that anybody
@@ -17,64 +16,19 @@ states give the same by chance never.
 
 import asyncio
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.peers.client import Client
-from benchmarks.peers.contestants import Way
-from benchmarks.peers.link import LinkError
-from benchmarks.peers.links import LINKS
+from benchmarks.wire.agreement import PlainLoop, is_same, rows_of
+from benchmarks.wire.carousel import Way
+from benchmarks.wire.client import Client
+from benchmarks.wire.link import LinkError
 
 Array = np.ndarray
-ATOL = 2e-5  # between Carousel's graph and the stock one; ten times what was seen
-AGREE_STEPS = 20
 REPLY_LOST_AFTER_S = 1.0  # the step is done by then, the reply was sent, nobody has read it
 CROWD_STEPS = 24
-
-
-class PlainLoop(Protocol):
-    """The model, in this process."""
-
-    @property
-    def width(self) -> int:
-        """Numbers in a row of x."""
-
-    def start(self) -> Any:
-        """The state of a session that has not begun."""
-
-    def step(self, x: Array, state: Any) -> tuple[Array, Any]:
-        """One row x (I,) -> y (O,) and the new state; `state` is not changed."""
-
-
-def is_same(y: Sequence[float] | Array, expected: Array) -> bool:
-    return len(y) == len(expected) and bool(np.allclose(y, expected, rtol=0, atol=ATOL))
-
-
-def rows_of(seed: object, count: int, width: int) -> Array:
-    """(count, width) in -1 to 1."""
-    rng = random.Random(str(seed))
-    return np.array([[rng.uniform(-1, 1) for _ in range(width)] for _ in range(count)])
-
-
-async def agree(way: Way, port: int, loop: PlainLoop, prefix: str) -> None:
-    """Two sessions, in turns; LinkError if the way is not offered, or y is not the model's."""
-    names = [f"{prefix}-{number}" for number in range(2)]
-    groups = [names] if LINKS[way.link].shared else [[name] for name in names]
-    for group in groups:
-        rows = {name: rows_of(name, AGREE_STEPS, loop.width) for name in group}
-        states = {name: loop.start() for name in group}
-        async with Client(way.link, way.path, port, group) as client:
-            for step in range(AGREE_STEPS):
-                for name in group:
-                    x = rows[name][step]
-                    y = await client.step(name, x.tolist())
-                    expected, states[name] = loop.step(x, states[name])
-                    if not is_same(y, expected):
-                        raise LinkError(f"step {step}: y is {y}, expected {expected.tolist()}")
 
 
 # One session, many connections -------------------------------------------------------------------

@@ -5,21 +5,27 @@ its service under apps/, {port}, {next_port} and {last_port} free ports of its o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.wire import carousel
+from benchmarks.wire.carousel import NDJSON, UNARY, V2, WS_BINARY, WS_TEXT, Way
+from benchmarks.wire.network import NAME
+
 APPS = Path(__file__).parent / "apps"
-UNARY, NDJSON, V2, V2_BINARY = "unary", "ndjson", "v2", "v2 binary"
-WEBSOCKET, WEBSOCKET_TEXT = "ws binary", "ws text"
-WAYS = (UNARY, NDJSON, WEBSOCKET_TEXT, WEBSOCKET, V2, V2_BINARY)
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of asking for a step."""
-
-    link: str  # a name in links.LINKS
-    path: str
+CAROUSEL_WAYS = {
+    name: way for name, way in carousel.ways(NAME).items() if not way.link.startswith("triton")
+}  # those whose client is ours, as it is for all peers
+STREAMS = 8  # connections that share the sessions, where workers are compared: each gets some
+WORKER_WAYS = {
+    UNARY: CAROUSEL_WAYS[UNARY],
+    **{
+        f"{name} x {STREAMS}": replace(CAROUSEL_WAYS[name], connections=STREAMS)
+        for name in (NDJSON, WS_TEXT, WS_BINARY)
+    },
+}
+WAYS = tuple({**CAROUSEL_WAYS, **WORKER_WAYS})
+ONE_WORKER, TWO_WORKERS = "carousel, 1 worker", "carousel, 2 workers"
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Contestant:
 
     name: str
     app: str | None  # its folder under apps/, with requirements.txt; None: Carousel, from here
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # Carousel's: none, see wire/carousel
     ways: Mapping[str, Way]
     settings: Mapping[str, str] = field(default_factory=dict)
     says_step: bool = False  # a request may carry its step's index, so that a retry is known as one
@@ -39,10 +45,6 @@ class Contestant:
         return self.ways.get(UNARY) or self.ways[V2]
 
 
-V2_WAYS = {
-    V2: Way("v2", "/v2/models/lstm/infer"),
-    V2_BINARY: Way("v2 binary", "/v2/models/lstm/infer"),
-}
 PREDICT = Way("http", "/predict")
 UVICORN = ("{bin}/uvicorn", "app:app", "--port", "{port}")
 BENTOML = ("{bin}/bentoml", "serve", "app:Lstm", "--host", "127.0.0.1", "--port", "{port}")
@@ -53,29 +55,22 @@ MLSERVER = {
     "MLSERVER_METRICS_PORT": "{last_port}",
     "MLSERVER_PARALLEL_WORKERS": "0",  # runs the model itself: with a worker, 1.7 times the CPU
 }
-CAROUSEL = ("{bin}/bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}")
-GRPC = {"CAROUSEL_GRPC_PORT": "{next_port}"}  # on, as by default
-CAROUSEL_WAYS = {
-    UNARY: PREDICT,
-    NDJSON: Way("ndjson", "/stream"),
-    WEBSOCKET_TEXT: Way("text frames", "/ws"),
-    WEBSOCKET: Way("binary frames", "/ws"),
-    **V2_WAYS,
-}
+CAROUSEL = "carousel"
+NAIVE = "bentoml"
 BASELINE = "fastapi"  # with uvicorn's access log, as it is started by default
 
 CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
         Contestant(
-            "fastapi",
+            BASELINE,
             "fastapi",
             UVICORN,
-            {UNARY: PREDICT, WEBSOCKET_TEXT: Way("own text frames", "/ws/{session}")},
+            {UNARY: PREDICT, WS_TEXT: Way("own text frames", "/ws/{session}")},
         ),
         Contestant("fastapi, no log", "fastapi", (*UVICORN, "--no-access-log"), {UNARY: PREDICT}),
         Contestant("fastapi, def", "fastapi", UVICORN, {UNARY: Way("http", "/predict-def")}),
-        Contestant("bentoml", "bentoml", BENTOML, {UNARY: PREDICT}),
+        Contestant(NAIVE, "bentoml", BENTOML, {UNARY: PREDICT}),
         Contestant("bentoml, torch", "bentoml_torch", BENTOML, {UNARY: PREDICT}),
         Contestant("litserve", "litserve", ("{bin}/python", "app.py", "{port}"), {UNARY: PREDICT}),
         Contestant(
@@ -88,17 +83,19 @@ CONTESTANTS = {
             "mlserver",
             "mlserver",
             ("{bin}/mlserver", "start", "{app}"),
-            {V2: V2_WAYS[V2]},
+            {V2: CAROUSEL_WAYS[V2]},
             MLSERVER,
         ),
         Contestant("ray serve", "ray", ("{bin}/python", "app.py", "{port}"), {UNARY: PREDICT}),
-        Contestant("carousel", None, CAROUSEL, CAROUSEL_WAYS, GRPC, says_step=True),
+        Contestant(CAROUSEL, None, (), CAROUSEL_WAYS, says_step=True),
+        Contestant(ONE_WORKER, None, (), WORKER_WAYS, says_step=True),
+        Contestant(TWO_WORKERS, None, (), WORKER_WAYS, {"CAROUSEL_WORKERS": "2"}, says_step=True),
         Contestant(
             "carousel, memory",
             None,
-            CAROUSEL,
+            (),
             CAROUSEL_WAYS,
-            {**GRPC, "CAROUSEL_STORE": "memory"},
+            {"CAROUSEL_STORE": "memory"},
             says_step=True,
         ),
     )

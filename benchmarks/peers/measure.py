@@ -11,26 +11,23 @@ Rules
 """
 
 import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 
-import numpy as np
-
-from benchmarks.peers.checks import Killed, agree, crowd, retry, share
-from benchmarks.peers.contestants import Contestant, Way
-from benchmarks.peers.link import LinkError
-from benchmarks.peers.load import Figures, Job
-from benchmarks.peers.network import ROOT, WIDTH, Loop
-from benchmarks.peers.servers import Server, ServerError
+from benchmarks.peers.checks import Killed, crowd, retry, share
+from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.stage import Stage
 from benchmarks.peers.venvs import VenvError
+from benchmarks.wire.agreement import agree
+from benchmarks.wire.asked import Asked, Times, ask
+from benchmarks.wire.carousel import UNARY, Way
+from benchmarks.wire.link import LinkError
+from benchmarks.wire.network import WIDTH, Loop
+from benchmarks.wire.servers import Server, ServerError
 
 Tell = Callable[[str], None]
-LOAD_TIMEOUT_S = 120.0
+HALF = 0.5  # of saturation: the rate at which latencies are looked at
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,7 @@ class Plan:
 
     rounds: int
     sessions: tuple[int, ...]
-    seconds: float  # of each closed loop
-    open_seconds: float  # of each open loop
-    warm_s: float
+    times: Times
     connections: int  # of the check that shares a session
     requests: int  # by each of them
     killed_sessions: int
@@ -54,15 +49,13 @@ class Point:
 
     contestant: str
     way: str
-    sessions: int
     round: int
-    cpu_us: float  # of the server, for a step
-    steps_per_s: float
-    client_share: float  # of a core, by the load generator
-    p50_ms: float | None = None  # open loop at half of that rate
-    p99_ms: float | None = None
-    open_rate: float | None = None
-    unanswered: int = 0
+    asked: Asked
+
+    @property
+    def tail(self) -> float | None:
+        """p99 over p50 at half of saturation, where that was looked at."""
+        return self.asked.latencies[0].tail if self.asked.latencies else None
 
 
 @dataclass(frozen=True)
@@ -155,7 +148,7 @@ class Run:
                     continue
                 prefix = f"agree-{name.replace(' ', '-')}"
                 try:
-                    asyncio.run(agree(way, server.port, self._loop, prefix))
+                    asyncio.run(agree(way, server, self._loop, prefix))
                     self.findings.points += self._points(contestant, name, way, server, number)
                 except (LinkError, OSError, TimeoutError) as error:
                     self.findings.troubles[key] = str(error)
@@ -165,40 +158,17 @@ class Run:
     def _points(
         self, contestant: Contestant, name: str, way: Way, server: Server, number: int
     ) -> Iterator[Point]:
-        plan = self._plan
-        for sessions in plan.sessions:
-            prefix = f"{name.replace(' ', '-')}-{number}-{sessions}"
-            job = Job(
-                link=way.link,
-                path=way.path,
-                port=server.port,
-                sessions=sessions,
-                seconds=plan.seconds,
-                warm_s=plan.warm_s,
-                width=WIDTH,
-                prefix=prefix,
-                pids=server.pids(),
-            )
-            closed = run_load(job)
-            point = Point(
-                contestant.name,
-                name,
-                sessions,
-                number,
-                cpu_us=closed.server_cpu_s / closed.steps * 1e6,
-                steps_per_s=closed.steps / closed.seconds,
-                client_share=closed.client_cpu_s / closed.seconds,
-            )
-            if sessions == max(plan.sessions) and plan.open_seconds:
-                rate = point.steps_per_s / 2
-                fixed = asdict(job) | {
-                    "rate": rate,
-                    "seconds": plan.open_seconds,
-                    "prefix": prefix + "-open",
-                    "pids": [],
-                }
-                point = _with_latency(point, run_load(Job(**fixed)), rate)
-            yield point
+        plan, most = self._plan, max(self._plan.sessions)
+        counts = plan.sessions
+        if way.together > 1:
+            counts = (way.together,)
+        elif way.connections > 1:
+            counts = (most,)
+        for sessions in counts:
+            shares = [HALF] if sessions >= most else []
+            prefix = f"{name.replace(' ', '-').replace(',', '')}-{number}-{sessions}"
+            asked = ask(server, way, WIDTH, prefix, sessions, plan.times, shares=shares)
+            yield Point(contestant.name, name, number, asked)
 
     def _losses(self, contestant: Contestant) -> Losses:
         plan, loop, way = self._plan, self._loop, contestant.unary
@@ -230,39 +200,6 @@ class Run:
         )
 
 
-def run_load(job: Job) -> Figures:
-    """The job in a process of its own; LinkError with what it says if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers.load"],
-        input=json.dumps(asdict(job)),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=LOAD_TIMEOUT_S + job.seconds,
-    )
-    if done.returncode:
-        raise LinkError(done.stderr.strip()[-600:])
-    figures = Figures(**json.loads(done.stdout))
-    if not figures.steps:
-        raise LinkError(f"nothing was answered within {job.seconds} s")
-    return figures
-
-
-def _with_latency(point: Point, figures: Figures, rate: float) -> Point:
-    """What had no answer at all counts as infinitely late."""
-    late = [*figures.latencies_ms, *[float("inf")] * figures.unanswered]
-    p50, p99 = np.percentile(late, [50, 99], method="higher") if late else (None, None)
-    return Point(
-        **asdict(point)
-        | {
-            "p50_ms": None if p50 is None else float(p50),
-            "p99_ms": None if p99 is None else float(p99),
-            "open_rate": rate,
-            "unanswered": figures.unanswered,
-        }
-    )
-
-
 # Over the rounds ---------------------------------------------------------------------------------
 
 
@@ -276,40 +213,48 @@ class Row:
     cpu_us: float
     ratio: float | None  # of cpu_us to the baseline's unary way, in the same round
     steps_per_s: float
-    p50_ms: float | None
+    p50_ms: float | None  # at half of saturation
     p99_ms: float | None
     client_share: float
 
 
 def summarise(points: Sequence[Point], baseline: str) -> list[Row]:
     """One row for each contestant, way and number of sessions, in the order of the points."""
-    base = {
-        (point.round, point.sessions): point.cpu_us
-        for point in points
-        if point.contestant == baseline and point.way == "unary"
-    }
     groups: dict[tuple[str, str, int], list[Point]] = {}
     for point in points:
-        groups.setdefault((point.contestant, point.way, point.sessions), []).append(point)
+        groups.setdefault((point.contestant, point.way, point.asked.sessions), []).append(point)
     rows = []
     for (contestant, way, sessions), some in groups.items():
-        ratios = [p.cpu_us / base[at] for p in some if (at := (p.round, p.sessions)) in base]
+        asked = [point.asked for point in some]
+        ratios = ratios_to(points, some, baseline)
+        latencies = [one.latencies[0] for one in asked if one.latencies]
         rows.append(
             Row(
                 contestant,
                 way,
                 sessions,
-                median(point.cpu_us for point in some),
+                median(one.cpu_us for one in asked),
                 median(ratios) if ratios else None,
-                median(point.steps_per_s for point in some),
-                _median(point.p50_ms for point in some),
-                _median(point.p99_ms for point in some),
-                median(point.client_share for point in some),
+                median(one.steps_per_s for one in asked),
+                median(one.p50_ms for one in latencies) if latencies else None,
+                median(one.p99_ms for one in latencies) if latencies else None,
+                median(one.client_share for one in asked),
             )
         )
     return rows
 
 
-def _median(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+def ratios_to(points: Sequence[Point], some: Sequence[Point], baseline: str) -> list[float]:
+    """Of the CPU time of `some` to the baseline's unary way in the same round.
+
+    By as many sessions; where the baseline was not asked by as many, by the most that it was.
+    """
+    base: dict[int, dict[int, float]] = {}  # round -> sessions -> us
+    for point in points:
+        if point.contestant == baseline and point.way == UNARY:
+            base.setdefault(point.round, {})[point.asked.sessions] = point.asked.cpu_us
+    return [
+        point.asked.cpu_us / same.get(point.asked.sessions, same[max(same)])
+        for point in some
+        if (same := base.get(point.round))
+    ]

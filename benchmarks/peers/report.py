@@ -12,7 +12,9 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peers.contestants import CAROUSEL
 from benchmarks.peers.measure import Findings, Row
+from benchmarks.peers.verdict import Verdict
 
 NOTE = (
     "CPU is user and system time of all of a server's processes over the steps that it answered; "
@@ -21,14 +23,18 @@ NOTE = (
 )
 
 
-def show(rows: Sequence[Row], findings: Findings, baseline: str) -> None:
-    """Both tables, and who could not take part."""
-    console = Console(width=118)
+def show(
+    rows: Sequence[Row], findings: Findings, verdicts: Sequence[Verdict], baseline: str
+) -> None:
+    """The tables, and who could not take part."""
+    console = Console(width=126)
     if rows:
         console.print(_speed(rows, baseline))
         console.print(NOTE)
     if findings.losses:
         console.print(_losses(findings))
+    if verdicts:
+        console.print(_verdicts(verdicts))
     for who, why in findings.troubles.items():
         console.print(f"[bold]{who}[/bold] could not be measured: ", end="")
         console.print(why, markup=False, highlight=False)
@@ -60,7 +66,10 @@ def _speed(rows: Sequence[Row], baseline: str) -> Table:
 
 
 def _ratio(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio >= 0.1 else f"1/{1 / ratio:.0f}"
+    """1.25, 1/5.2, 1/61."""
+    if ratio >= 0.25:
+        return f"{ratio:.2f}"
+    return f"1/{1 / ratio:.1f}" if ratio >= 0.1 else f"1/{1 / ratio:.0f}"
 
 
 def _losses(findings: Findings) -> Table:
@@ -78,13 +87,34 @@ def _losses(findings: Findings) -> Table:
     return table
 
 
+def _verdicts(verdicts: Sequence[Verdict]) -> Table:
+    table = Table(title=f"what was aimed at for `{CAROUSEL}`, and what was measured")
+    table.add_column("asked by", no_wrap=True)
+    table.add_column("sessions", justify="right", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    for title in ("aim", "measured", "rounds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for one in verdicts:
+        aim = f"{'>=' if one.at_least else '<='} {_ratio(one.limit)}"
+        rounds = f"{_ratio(one.smallest)} to {_ratio(one.greatest)}"
+        row = (one.way, str(one.sessions), one.what, aim, _ratio(one.median), rounds, str(one))
+        table.add_row(*row, style=None if one.is_met else "red")
+    return table
+
+
 def write_json(
-    path: Path, rows: Sequence[Row], findings: Findings, found: Mapping[str, object]
+    path: Path,
+    rows: Sequence[Row],
+    findings: Findings,
+    verdicts: Sequence[Verdict],
+    found: Mapping[str, object],
 ) -> None:
-    """The conditions, the medians, every point, the losses and the troubles."""
+    """The conditions, the medians, the verdicts, every point, the losses and the troubles."""
     report = {
         "conditions": found,
         "rows": [asdict(row) for row in rows],
+        "verdicts": [{**asdict(one), "verdict": str(one)} for one in verdicts],
         **asdict(findings),
     }
     path.write_text(json.dumps(report, indent=1) + "\n")

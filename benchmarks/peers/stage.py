@@ -7,12 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers import servers
-from benchmarks.peers.client import wait_until_it_answers
 from benchmarks.peers.contestants import APPS, Contestant
-from benchmarks.peers.network import ROOT, WIDTH, Network
-from benchmarks.peers.servers import Server
 from benchmarks.peers.venvs import make_venv
+from benchmarks.wire import carousel, servers
+from benchmarks.wire.client import wait_until_it_answers
+from benchmarks.wire.network import WIDTH, Network
+from benchmarks.wire.servers import Server
 
 
 class Stage:
@@ -49,8 +49,11 @@ class Stage:
             VenvError: it cannot be installed.
         """
         folder = folder or self.folder_for(contestant)
+        if contestant.app is None:
+            artifacts = self._network.artifacts
+            return carousel.start(folder, artifacts, WIDTH, contestant.settings, port)
         port = port or servers.free_port()
-        app = ROOT if contestant.app is None else APPS / contestant.app
+        app = APPS / contestant.app
         words = {
             "bin": str(self.bin_of(contestant)),
             "app": str(app),
@@ -77,8 +80,6 @@ class Stage:
             "PEERS_MODEL": str(network.stock),
             "PEERS_WEIGHTS": str(network.weights),
             "PEERS_HIDDEN": str(network.hidden),
-            "CAROUSEL_ARTIFACTS": str(network.artifacts.resolve()),
-            "CAROUSEL_STORE_PATH": str(folder / "sessions"),
             "BENTOML_HOME": str(folder / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
             "RAY_TMPDIR": str(folder),

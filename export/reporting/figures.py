@@ -5,20 +5,18 @@ dark and black on paper; every variant has a dash of its own besides its colour.
 wide as a phone and scaled up elsewhere, so that its letters are never small.
 """
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from export.gate_errors import GateError
 from export.measured import Measured
+from export.reporting.svg import INK, LINE, as_svg, quiet
 from service.manifest import Tolerance
 
 Array = np.ndarray
@@ -29,10 +27,6 @@ FLOOR = 1e-9  # errors below it are drawn there: a log axis has no zero
 BINS = 100  # of a curve; each is the greatest error of the steps that it stands for
 MIN_BIN = 3  # steps: a float variant is off by nothing at one and by an ulp at the next
 GATE_ORDER = "ifgorznh"
-
-# Colours that stand for variables of page.css until the SVG is written.
-INK, MUTED, LINE = "#0000f1", "#0000f2", "#0000f3"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Stroke:
 
 _NAMES = ("onnx-fp32", "onnx-int8-rowwise", "onnx-int8", "torchscript-fp32", "torchscript-int8")
 _DASHES: Sequence[tuple[float, ...]] = ((), (), (5, 1.5), (1.5, 1.5), (6, 1.5, 1.2, 1.5), (3, 3))
-_VARIABLES |= {f"#0000a{k}": f"--variant-{k}" for k in range(len(_DASHES))}
+_VARIABLES = {f"#0000a{k}": f"--variant-{k}" for k in range(len(_DASHES))}
 
 
 def stroke_of(variant: str) -> Stroke:
@@ -82,8 +76,8 @@ def drift_figure(measured: Sequence[Measured], title: str) -> str:
         axes.axvspan(judged, steps, color=LINE, alpha=0.35, lw=0, zorder=0)
     axes.set_xlabel("step")
     axes.set_ylabel("|variant \N{MINUS SIGN} reference| of y")
-    _quiet(axes)
-    return _svg(figure, title)
+    quiet(axes)
+    return as_svg(figure, title, _VARIABLES)
 
 
 def peaks_of(errors: Array) -> tuple[Array, Array]:
@@ -165,38 +159,6 @@ def gate_figure(gates: Sequence[GateError], title: str) -> str:
         if cell != rows[k - 1][0]:
             axes.axhline(k - 0.5, color=LINE, lw=0.8)
     axes.set_xlabel("error of the pre-activation")
-    _quiet(axes)
+    quiet(axes)
     axes.grid(visible=False, axis="y")
-    return _svg(figure, title)
-
-
-def _quiet(axes: Axes) -> None:
-    """Two spines, pale grid lines, ticks without strokes."""
-    axes.grid(visible=True, which="major", color=LINE, lw=0.7)
-    axes.set_axisbelow(True)
-    # Not drawn anyhow, and most of the time that a logarithmic axis takes.
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.tick_params(which="both", length=0, colors=MUTED, labelsize=9)
-    axes.xaxis.label.set_color(MUTED)
-    axes.yaxis.label.set_color(MUTED)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(MUTED)
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """The figure as an element of HTML; the same figure gives the same bytes."""
-    buffer = io.StringIO()
-    # Text as text, and ids from a fixed salt.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    used = set(re.findall(r"#([\w-]+)[\")]", text))
-    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
-    for color, variable in _VARIABLES.items():
-        text = text.replace(color, f"var({variable})")
-    text = re.sub(r"'[^']+'(, '[^']+')*(, [\w-]+)*, sans-serif", "system-ui, sans-serif", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return as_svg(figure, title, _VARIABLES)

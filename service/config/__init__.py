@@ -45,7 +45,6 @@ class Config(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,  # what each means: README's table and the printer show it
     )
 
     models: Annotated[tuple[str, ...], NoDecode] = ()

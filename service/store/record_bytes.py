@@ -75,8 +75,8 @@ def unpack_record(raw: bytes) -> Record:
 class RecordRows:
     """The records of one version of a model as rows of an array: those without a key.
 
-    `fields`: what changes of them from request to request, up to the state: name -> dtype, place.
-    `state`: the dtype of a blob, at `state_at`; y comes after it, at `size`.
+    `head`: a record up to its names, by those of its fields that change from request to request.
+    `state`: a blob, at `state_at`; y comes after it, at `size`.
     """
 
     def __init__(self, model: str, version: str, state: "np.dtype[np.void]", header: bytes) -> None:
@@ -86,17 +86,17 @@ class RecordRows:
             header: the bytes that every such blob begins with.
         """
         self._model, self._version, self._header = model, version, header
-        names = len(model.encode()) + len(version.encode())
+        self.head = np.dtype(
+            {
+                "names": ["step", "last_step", "flags", "y_bytes", "digest"],
+                "formats": ["<u8", "<u8", "u1", "<u4", f"V{DIGEST_BYTES}"],
+                "offsets": [9, 17, 25, 35, _HEAD.size],
+                "itemsize": _HEAD.size + DIGEST_BYTES,
+            }
+        )
         self.state = state
-        self.state_at = _HEAD.size + DIGEST_BYTES + names
+        self.state_at = self.head.itemsize + len(model.encode()) + len(version.encode())
         self.size = self.state_at + state.itemsize
-        self.fields = {
-            "step": ("<u8", 9),
-            "last_step": ("<u8", 17),
-            "flags": ("u1", 25),
-            "y_bytes": ("<u4", 35),
-            "digest": (f"V{DIGEST_BYTES}", _HEAD.size),
-        }
 
     def has(self, record: Record) -> bool:
         """Whether it is one of these records."""

@@ -1,5 +1,5 @@
-"""The comparison with peers: its load generator counts what it should, its checks find what is
-wrong, its report says who could not take part.
+"""The comparison with peers: its checks find what is wrong, its verdicts are those of the figures,
+its report says who could not take part.
 
 Peers here are small Starlette apps, right and wrong ones, and Carousel as it is started for real.
 """
@@ -7,115 +7,33 @@ Peers here are small Starlette apps, right and wrong ones, and Carousel as it is
 import asyncio
 import json
 import re
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import checks, servers, venvs
-from benchmarks.peers.client import wait_until_it_answers
+from benchmarks.peers import checks, venvs
 from benchmarks.peers.contestants import (
     APPS,
+    CAROUSEL,
     CONTESTANTS,
-    NDJSON,
-    UNARY,
-    WAYS,
-    WEBSOCKET_TEXT,
-    Way,
+    NAIVE,
+    ONE_WORKER,
+    TWO_WORKERS,
+    WORKER_WAYS,
 )
-from benchmarks.peers.frame_links import read_frame
-from benchmarks.peers.link import LinkError
-from benchmarks.peers.links import LINKS
-from benchmarks.peers.load import Job
-from benchmarks.peers.measure import Findings, Point, run_load, summarise
-from benchmarks.peers.network import WIDTH, Loop, Network, write_network
+from benchmarks.peers.measure import Findings, Point, ratios_to, summarise
 from benchmarks.peers.report import show
-from benchmarks.peers.servers import Server
 from benchmarks.peers.stage import Stage
-
-HIDDEN = 16
-APP = """
-import asyncio, os
-import numpy as np, onnxruntime as ort
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route, WebSocketRoute
-
-model = ort.InferenceSession(os.environ["PEERS_MODEL"])
-states, busy = {}, 0
-
-def run(rows, state):
-    h, c = state or (np.zeros((1, 1, HIDDEN), np.float32),) * 2
-    y, h, c = model.run(None, {"x": np.array([rows], np.float32), "h": h, "c": c})
-    return y[0].tolist(), (h, c)
-
-async def right(request):
-    body = await request.json()
-    y, states[body["session_id"]] = run(body["x"], states.get(body["session_id"]))
-    return JSONResponse({"y": y})
-
-async def racing(request):  # others get in between its look at the state and its change of it
-    body = await request.json()
-    state = states.get(body["session_id"])
-    await asyncio.sleep(0.005)
-    y, states[body["session_id"]] = run(body["x"], state)
-    return JSONResponse({"y": y})
-
-async def forgetting(request):
-    y, _ = run((await request.json())["x"], None)
-    return JSONResponse({"y": y})
-
-async def crowded(request):  # y depends on who else is there
-    global busy
-    busy += 1
-    await asyncio.sleep(0.002)
-    body = await request.json()
-    y, states[body["session_id"]] = run(body["x"], states.get(body["session_id"]))
-    y[0][0] += 1e-3 * (busy > 1)
-    busy -= 1
-    return JSONResponse({"y": y})
-
-async def stream(socket):
-    await socket.accept()
-    state = None
-    async for data in socket.iter_json():
-        y, state = run(data["x"], state)
-        await socket.send_json({"y": y})
-
-app = Starlette(routes=[
-    *(Route("/" + f.__name__, f, methods=["POST"]) for f in (right, racing, forgetting, crowded)),
-    WebSocketRoute("/ws/{session}", stream),
-])
-""".replace("HIDDEN", str(HIDDEN))
-RIGHT, RACING, FORGETTING, CROWDED = (
-    Way("http", path) for path in ("/right", "/racing", "/forgetting", "/crowded")
-)
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
-    return write_network(tmp_path_factory.mktemp("model"), HIDDEN)
-
-
-@pytest.fixture(scope="module")
-def loop(network: Network) -> Loop:
-    return Loop(network)
-
-
-def start_app(folder: Path, network: Network, port: int | None = None) -> Server:
-    (folder / "peer_app.py").write_text(APP)
-    port = port or servers.free_port()
-    uvicorn = [sys.executable, "-m", "uvicorn", "peer_app:app", "--port", str(port)]
-    settings = {"PEERS_MODEL": str(network.stock)}
-    server = servers.start(uvicorn, folder, settings, folder / "log", port)
-    asyncio.run(wait_until_it_answers(server, RIGHT.link, RIGHT.path, WIDTH))
-    return server
+from benchmarks.peers.verdict import judge
+from benchmarks.wire.agreement import rows_of
+from benchmarks.wire.asked import Asked, Latency
+from benchmarks.wire.carousel import NDJSON, UNARY, WS_FRAME, WS_TEXT
+from benchmarks.wire.links import LINKS
+from benchmarks.wire.network import WIDTH, Loop, Network
+from benchmarks.wire.servers import Server
+from tests.benchmarks.peer_app import CROWDED, FORGETTING, HIDDEN, RACING, RIGHT, start_app
 
 
 @pytest.fixture(scope="module")
@@ -139,102 +57,7 @@ def carousel(stage: Stage) -> Iterator[Server]:
     server.stop()
 
 
-def job(server: Server, way: Way, **changes: object) -> Job:
-    asked = Job(
-        way.link,
-        way.path,
-        server.port,
-        sessions=4,
-        seconds=0.3,
-        warm_s=0.1,
-        width=WIDTH,
-        prefix=f"load-{way.link.replace(' ', '-')}-{time.monotonic_ns()}",
-        pids=server.pids(),
-    )
-    return replace(asked, **changes)  # type: ignore[arg-type]
-
-
-# The load generator ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("way", [UNARY, NDJSON])
-def test_a_closed_loop_counts_steps_and_the_server_s_cpu_time(way: str, carousel: Server) -> None:
-    """All processes of `bentoml serve` are counted: more than one."""
-    asked = job(carousel, CONTESTANTS["carousel"].ways[way], seconds=0.5)
-    figures = run_load(asked)
-    assert len(asked.pids) > 1
-    assert figures.steps > 10
-    assert 0.5 <= figures.seconds < 5
-    assert 0 < figures.server_cpu_s < len(asked.pids) * figures.seconds
-    assert 0 < figures.client_cpu_s <= figures.seconds * 1.1
-    assert figures.latencies_ms == []
-
-
-def test_an_open_loop_asks_at_its_rate(app: Server) -> None:
-    """As many as are due in the window have a latency, whatever the server does."""
-    figures = run_load(job(app, RIGHT, rate=100.0, seconds=0.5))
-    assert abs(len(figures.latencies_ms) - 50) <= 1
-    assert figures.unanswered == 0
-    assert min(figures.latencies_ms) > 0
-
-
-def test_a_server_that_hangs_is_charged_for_all_who_wait(app: Server) -> None:
-    """A client that waits for a reply before it asks anew would count four late ones."""
-    asked = job(app, RIGHT, rate=200.0, seconds=1.0, warm_s=0.2)
-    timers = [threading.Timer(0.9, app.process.suspend), threading.Timer(1.5, app.process.resume)]
-    for timer in timers:
-        timer.start()
-    figures = run_load(asked)
-    for timer in timers:
-        timer.join()
-    assert sum(latency > 50 for latency in figures.latencies_ms) > 20
-
-
-def test_a_websocket_of_a_session_s_own_is_asked(app: Server, loop: Loop) -> None:
-    """The frames are understood by a real server, and its by us; y is the plain loop's."""
-    way = Way("own text frames", "/ws/{session}")
-    asyncio.run(checks.agree(way, app.port, loop, "own"))
-    assert run_load(job(app, way)).steps > 10
-
-
-def test_what_is_refused_is_said(app: Server) -> None:
-    """The status and the reply, from another process."""
-    with pytest.raises(LinkError, match="404 Not Found"):
-        run_load(job(app, Way("http", "/nowhere")))
-    with pytest.raises(LinkError, match=r"no WebSocket: HTTP/1[.]1 403"):
-        run_load(job(app, Way("text frames", "/nowhere")))
-
-
-@pytest.mark.parametrize("size", [0, 5, 125, 126, 70_000])
-def test_a_frame_is_read_only_when_it_is_whole(size: int) -> None:
-    """In all three forms of its length."""
-    head = bytes([0x82]) + (
-        bytes([size])
-        if size < 126
-        else b"\x7e" + size.to_bytes(2)
-        if size < 1 << 16
-        else b"\x7f" + size.to_bytes(8)
-    )
-    frame = head + b"v" * size
-    assert read_frame(frame[:-1], 0) is None
-    assert read_frame(b"before" + frame + b"after", 6) == (2, b"v" * size, 6 + len(frame))
-
-
 # The checks --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_carousel_agrees_with_the_plain_loop(way: str, carousel: Server, loop: Loop) -> None:
-    """The artifact and the stock graph are of the same weights."""
-    asyncio.run(
-        checks.agree(CONTESTANTS["carousel"].ways[way], carousel.port, loop, way.replace(" ", "-"))
-    )
-
-
-def test_a_server_without_states_does_not(app: Server, loop: Loop) -> None:
-    """Its first y is right."""
-    with pytest.raises(LinkError, match="step 1: y is"):
-        asyncio.run(checks.agree(FORGETTING, app.port, loop, "forgetting"))
 
 
 def test_lost_states_of_a_shared_session_are_counted(
@@ -251,7 +74,7 @@ def test_lost_states_of_a_shared_session_are_counted(
 
 def test_forks_and_strangers_are_told_apart(loop: Loop) -> None:
     """Of five replies three are a chain, one forks from it, and one has no place."""
-    a, b, c, d = checks.rows_of("x", 4, WIDTH)
+    a, b, c, d = rows_of("x", 4, WIDTH)
     after_a = loop.step(a, loop.start())
     after_b = loop.step(b, after_a[1])
     replies = [(x, y.tolist()) for x, (y, _) in ((c, loop.step(c, after_b[1])), (b, after_b))]
@@ -303,16 +126,68 @@ def test_a_kill_loses_what_was_only_in_memory(network: Network, loop: Loop, tmp_
 # The report --------------------------------------------------------------------------------------
 
 
+def point(
+    contestant: str,
+    way: str,
+    sessions: int,
+    number: int,
+    cpu_us: float,
+    steps_per_s: float = 100.0,
+    tail: float | None = None,
+) -> Point:
+    latencies = () if tail is None else (Latency(50.0, cpu_us, 1.0, 1.5, tail, 50, 0),)
+    asked = Asked(sessions, cpu_us, steps_per_s, 0.1, 2.0, 3.0, 4.0, 100, latencies)
+    return Point(contestant, way, number, asked)
+
+
 def test_ratios_are_to_the_baseline_of_the_same_round() -> None:
     """The machine halves its speed in the second round: the ratio stays."""
-
-    def point(contestant: str, number: int, cpu_us: float) -> Point:
-        return Point(contestant, "unary", 16, number, cpu_us, 100.0, 0.1, 1.0 + number, 2.0)
-
-    points = [point("a", 0, 100), point("b", 0, 50), point("b", 1, 100), point("a", 1, 200)]
+    points = [
+        point("a", UNARY, 16, 0, 100, tail=9.0),
+        point("b", UNARY, 16, 0, 50),
+        point("b", UNARY, 16, 1, 100),
+        point("a", UNARY, 16, 1, 200, tail=11.0),
+    ]
     first, second = summarise(points, "a")
-    assert (first.cpu_us, first.ratio, first.p50_ms) == (150, 1.0, 1.5)
+    assert (first.cpu_us, first.ratio, first.p99_ms) == (150, 1.0, 10.0)
     assert (second.contestant, second.cpu_us, second.ratio) == ("b", 75, 0.5)
+    assert second.p99_ms is None
+
+
+def test_who_is_asked_by_more_than_the_baseline_has_a_ratio_to_its_most() -> None:
+    """256 sessions in a frame, to 64 that ask one by one; a round without baseline has none."""
+    points = [point("a", UNARY, 1, 0, 400), point("a", UNARY, 64, 0, 300)]
+    some = [point("b", WS_FRAME, 256, 0, 3), point("b", WS_FRAME, 256, 1, 3)]
+    assert ratios_to(points, some, "a") == [0.01]
+
+
+def test_a_verdict_is_the_median_of_the_rounds_against_its_target() -> None:
+    """Just met, missed by a fifth, and by half; what was not measured has none."""
+    points = [
+        *(point("fastapi", UNARY, 64, number, 100.0) for number in range(3)),
+        *(point(NAIVE, UNARY, 64, number, 500.0) for number in range(3)),
+        *(point(CAROUSEL, UNARY, 64, n, us, tail=7.5) for n, us in enumerate((125, 90, 160))),
+        *(point(CAROUSEL, NDJSON, 64, number, 6.0) for number in range(3)),
+    ]
+    found = {(one.way, one.what): one for one in judge(points)}
+    unary = found[UNARY, "CPU / fastapi's unary"]
+    assert (unary.median, unary.smallest, unary.greatest) == (1.25, 0.9, 1.6)
+    assert str(unary) == "met"
+    assert str(found[UNARY, f"CPU / {NAIVE}'s unary"]) == "missed by 25%"
+    assert str(found[NDJSON, "CPU / fastapi's unary"]) == "missed by 20%"
+    assert str(found[UNARY, "p99 / p50 at half load"]) == "missed by 50%"
+    assert len(found) == 4
+
+
+def test_two_workers_are_judged_by_what_they_take_and_by_what_they_do() -> None:
+    """No more CPU a step, no fewer steps per second, each round for itself."""
+    points = [
+        *(point(ONE_WORKER, UNARY, 64, n, us, 1000.0) for n, us in enumerate((100, 200))),
+        *(point(TWO_WORKERS, UNARY, 64, n, us, 800.0) for n, us in enumerate((104, 208))),
+    ]
+    cpu, rate = judge(points)
+    assert (cpu.median, str(cpu)) == (1.04, "met")
+    assert (rate.median, rate.at_least, str(rate)) == (0.8, True, "missed by 19%")
 
 
 def test_what_cannot_be_installed_is_reported_with_pip_s_words(
@@ -326,7 +201,7 @@ def test_what_cannot_be_installed_is_reported_with_pip_s_words(
     with pytest.raises(venvs.VenvError, match=r"odd cannot be installed here: .*no-such-package"):
         venvs.make_venv(tmp_path / "cache", "odd")
     findings = Findings(troubles={"odd": "odd cannot be installed here"})
-    show([], findings, "fastapi")
+    show([], findings, [], "fastapi")
     assert "odd could not be measured: odd cannot be installed here" in capsys.readouterr().out
 
 
@@ -335,7 +210,7 @@ def test_the_command_measures_checks_and_writes(
 ) -> None:
     """A short run of Carousel alone: figures, losses (none by kill -9), JSON and a plot."""
     out, picture = tmp_path / "peers.json", tmp_path / "peers.png"
-    cache = network.folder.parent
+    cache = network.folder.parents[1]
     (tmp_path / "model").symlink_to(cache)
     flags = ["--short", "--seconds", "0.2", "--hidden", str(HIDDEN), "--cache", str(tmp_path)]
     flags += ["--contestants", "carousel", "--baseline", "carousel", "--ways", "unary", "ndjson"]
@@ -345,13 +220,17 @@ def test_the_command_measures_checks_and_writes(
         ("unary", 16),
         ("ndjson", 16),
     ]
+    verdicts = {(one["way"], one["what"]) for one in found["verdicts"]}
+    assert verdicts == {(way, "p99 / p50 at half load") for way in ("unary", "ndjson")}
     assert all(row["cpu_us"] > 0 and row["p50_ms"] <= row["p99_ms"] for row in found["rows"])
     assert found["rows"][0]["ratio"] == 1.0
     assert found["losses"][0]["retried"] == "once"
     assert re.fullmatch("0 of [1-8]", found["losses"][0]["killed"])
     assert found["conditions"]["hidden"] == HIDDEN
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "who loses what" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "who loses what" in out_text
+    assert "what was aimed at" in out_text
 
 
 def test_every_way_has_a_link_and_every_peer_its_pins() -> None:
@@ -362,5 +241,5 @@ def test_every_way_has_a_link_and_every_peer_its_pins() -> None:
             lines = (APPS / contestant.app / "requirements.txt").read_text().splitlines()
             packages = [line for line in lines if not line.startswith("#")]
             assert packages and all("==" in line for line in packages)
-    assert CONTESTANTS["fastapi"].ways[WEBSOCKET_TEXT].path == "/ws/{session}"
-    assert np.isfinite(checks.ATOL)
+    assert CONTESTANTS["fastapi"].ways[WS_TEXT].path == "/ws/{session}"
+    assert CONTESTANTS[TWO_WORKERS].ways == CONTESTANTS[ONE_WORKER].ways == WORKER_WAYS

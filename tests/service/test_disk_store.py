@@ -17,8 +17,15 @@ from msgspec.structs import replace
 from service.errors import SettingsError, StoreUnavailableError
 from service.session import Record, SessionKey
 from service.store import Commit, Outcome, Store
-from service.store.disk import index
-from service.store.disk.layout import AT_FORMAT, AT_GENERATION, BODY_AT, SLOT_HEAD
+from service.store.disk import index, sessions
+from service.store.disk.layout import (
+    AT_FIRST_DUE,
+    AT_FORMAT,
+    AT_GENERATION,
+    AT_LIVE,
+    BODY_AT,
+    SLOT_HEAD,
+)
 from service.store.disk.machine import Machine
 from service.store.disk.store import DiskStore, Durability
 from tests.service.disk_checks import assert_sound, record_of
@@ -348,3 +355,34 @@ def own_mounts() -> list[str] | None:
             if subprocess.run(probe, capture_output=True).returncode == 0:
                 return way
     return None
+
+
+def test_many_expire_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn in between, and a full store makes the room it needs, no more."""
+    monkeypatch.setattr(sessions, "EXPIRED_AT_ONCE", 3)
+    clock = Clock(1000.0)
+    store = DiskStore(tmp_path, 100, 60.0, machine=Machine(1, clock, lambda: 1e9))
+    names = [SessionKey(tenant, f"s-{n}") for tenant in ("a", "b") for n in range(50)]
+    commit(store, *(Commit(name, None, record(1)) for name in names))
+    clock.now += 61
+    (outcome,) = commit(store, Commit(SessionKey("c", "new"), None, record(1)))
+    assert outcome is Outcome.DONE
+    assert store._header[AT_LIVE] == 98
+    (outcome,) = commit(store, Commit(SessionKey("b", "new"), None, record(1), 1))
+    assert outcome is Outcome.DONE, "all of its tenant's had expired"
+
+    async def turns() -> int:
+        """Of the loop, while the rest expires."""
+        counting = asyncio.ensure_future(asyncio.sleep(0))
+        sweep, count = asyncio.ensure_future(store.sweep()), 0
+        while not sweep.done():
+            await asyncio.sleep(0)
+            count += 1
+        await counting
+        return count
+
+    before = store._header[AT_LIVE]
+    assert asyncio.run(turns()) >= (before - 2) // 3
+    assert asyncio.run(store.count()) == 2
+    assert store._header[AT_FIRST_DUE] > clock.now * 1000
+    assert_sound(store)

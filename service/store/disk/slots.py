@@ -12,6 +12,7 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from service.errors import InternalError, StoreFullError
 from service.session import SessionKey
@@ -93,12 +94,26 @@ class SlotFile:
         self.bytes = map_file(self.fd, self.capacity * self.size)
         self.words = self.bytes.cast("Q")
         self.flat: Array = np.frombuffer(self.bytes, np.uint64)
-        # One row for each slot that can be; only those that have disk blocks may be touched.
-        self.rows: Array = np.frombuffer(self.bytes, np.uint8).reshape(self.capacity, self.size)
+        self.halves: Array = np.frombuffer(self.bytes, np.uint32)
+        self._windows: dict[int, Array] = {}
 
     def at(self, slot: int) -> int:
         """The place of a slot's first word in `words`."""
         return slot * self.size >> 3
+
+    def window(self, size: int) -> Array:
+        """(every byte's place, size) uint8: what begins there.
+
+        Only what has disk blocks may be touched, and only within one slot.
+        """
+        found = self._windows.get(size)
+        if found is None:
+            whole = np.frombuffer(self.bytes, np.uint8)
+            found = as_strided(whole, (len(whole) - size + 1, size), (1, 1))
+            if len(self._windows) > 256:
+                self._windows.clear()
+            self._windows[size] = found
+        return found
 
     @property
     def stored_bytes(self) -> int:
@@ -133,6 +148,7 @@ class Slots:
         self._directory = directory
         self._header = header
         self._files: dict[int, SlotFile] = {}
+        self._linked: dict[int, Array] = {}  # by class: the slots last freed here, as listed
         self._full_until_s: dict[int, float] = {}  # by class
         rows = np.frombuffer(header, np.uint64)[AT_CLASSES : AT_CLASSES + CLASSES * CLASS_WORDS]
         self.table: Array = rows.reshape(CLASSES, CLASS_WORDS)  # the header's rows of classes
@@ -227,6 +243,8 @@ class Slots:
                 self._grow(number)
             except StoreFullError:
                 return None
+        if (linked := self._take_linked(number, count)) is not None:
+            return linked
         words, slots = self.file(number).words, list[int]()
         size, touched = self.file(number).size >> 3, header[row + TOUCHED]
         slot = header[row + FIRST_FREE]
@@ -242,10 +260,24 @@ class Slots:
         header[row + TOUCHED] = touched + fresh
         return np.array([*slots, *range(touched, touched + fresh)], np.int64)
 
-    def write_many(self, number: int, slots: Array, rows: Array) -> None:
-        """Fill (N,) slots that were taken by (N, size) bytes; as `write`."""
+    def _take_linked(self, number: int, count: int) -> Array | None:
+        """Those that this process linked last, where they are still the first of the list."""
+        header, row = self._header, AT_CLASSES + number * CLASS_WORDS
+        slots = self._linked.get(number)
+        if slots is None or len(slots) < count or header[row + FIRST_FREE] != slots[0]:
+            return None
+        taken, file = slots[:count], self.file(number)
+        at = taken * (file.size >> 3)
+        after = file.flat[at + NEXT_FREE]
+        if header[row + FREE] < count or (after[:-1] != taken[1:]).any() or file.flat[at].any():
+            return None
+        header[row + FIRST_FREE] = int(after[-1])
+        header[row + FREE] -= count
+        return taken
+
+    def mark(self, number: int) -> None:
+        """Slots of this class were written to."""
         self._header[AT_CLASSES + number * CLASS_WORDS + UNSYNCED] = 1
-        self.file(number).rows[slots, : rows.shape[1]] = rows
 
     def link_many(self, number: int, slots: Array) -> None:
         """As `link`, of (N,) slots."""
@@ -259,6 +291,7 @@ class Slots:
         file.flat[at] = 0
         header[row + FIRST_FREE] = int(slots[-1])
         header[row + FREE] += len(slots)
+        self._linked[number] = slots[::-1]
 
     def _free_of(self, number: int) -> int:
         header, row = self._header, AT_CLASSES + number * CLASS_WORDS

@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
@@ -20,7 +19,6 @@ from service.store.disk.layout import (
     AT_LIVE,
     AT_OFFSET,
     AT_SEEN,
-    AT_TIMEOUT,
     DUE,
     NEVER_MS,
     TENANT_BITS,
@@ -29,7 +27,7 @@ from service.store.disk.layout import (
     WORD,
 )
 from service.store.disk.machine import Machine, this_machine
-from service.store.disk.sessions import SCAN_ENTRIES, Sessions, Unsettled, Write
+from service.store.disk.sessions import SCAN_ENTRIES, Look, Sessions, Unsettled, Write
 from service.store.disk.table import DiskTable
 from service.store.record_table import RecordTable
 from service.store.table import Table
@@ -42,16 +40,6 @@ Durability = Literal["process", "power"]
 MOST_TOLD = 10_000  # expired sessions a sweep tells
 ROOM_MS = 1_000  # how long `room_in_s` gives the same answer
 ROOM_TENANTS = 1_024  # whose answers are kept
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One look through the index for sessions whose time is up, piece by piece."""
-
-    begun_ms: int
-    least_ms: int  # when the first of the others will be due
-    generation: int = -1
-    start: int = 0
 
 
 class DiskStore:
@@ -224,29 +212,20 @@ class DiskStore:
         begun_ms = self._now_ms()
         if begun_ms < self._header[AT_FIRST_DUE]:
             return
-        # What is committed during the pass is not due before `least_ms`.
-        one = _Pass(begun_ms, least_ms=begun_ms + self._header[AT_TIMEOUT])
-        while not await self._locked(self._expire_piece, one):
+        look = Look(begun_ms)
+        while not await self._locked(self._expire_piece, look):
             if most is not None and len(self._sessions.expired) >= most:
                 return
             await asyncio.sleep(0)
 
-    def _expire_piece(self, one: _Pass) -> bool:
+    def _expire_piece(self, look: Look) -> bool:
         """Whether it was the last."""
         if self._pool is not None:
             self._sessions.slots.sync()  # as before a drop
         with self._guard:
-            index = self._sessions.index
-            index.refresh()
-            if one.generation != index.generation:
-                one.generation, one.start = index.generation, 0
-            least_ms = self._sessions.expire_some(one.start, one.begun_ms)
-            one.least_ms = min(one.least_ms, least_ms)
-            one.start += SCAN_ENTRIES
-            if one.start < len(index.entries):
-                return False
-            self._header[AT_FIRST_DUE] = one.least_ms
-            return True
+            self._sessions.index.refresh()
+            self._sessions.expire_some(look, look.begun_ms)
+            return self._sessions.is_over(look)
 
     async def _first_due_ms(self, tenant: str | None, now_ms: int) -> float:
         """When the first live session expires, inf if there is none; read without the lock."""

@@ -29,11 +29,11 @@ from service.store.disk.layout import (
     BODY_AT,
     DUE,
     ENTRY_WORDS,
+    SLOT_BYTES,
     SUM_AT,
     TENANT_BITS,
     TENANT_MASK,
     WORD,
-    class_for,
     class_of,
     pack_words,
     slots_of,
@@ -47,34 +47,26 @@ from service.store.table import MAX_SEATS, Look
 
 Array = np.ndarray
 
-_COLUMNS = 6  # of a seat: its entry's first two words, then these
+_COLUMNS = 7  # of a seat: its entry's first two words, then these
 _SEEN = 2  # the word that the session was last seen with, of a record of ..
 _KIND = 3  # .. this kind; 0: not known
-_LIKE = 4  # its key's bytes, and the class of its slot
-_ENTRY = 5  # its number in the index
+_CLASS = 4  # of its slot
+_KEYED = 5  # bytes of tenant and session id
+_ENTRY = 6  # its number in the index
 _CLASS_BITS = 8
 
 
 @dataclass(slots=True)
-class _Group:
-    """Rows of which keys are equally long and slots equally large."""
-
-    of: Array | slice  # (n,) positions in the look
-    keyed: int  # bytes of tenant and session id
-    number: int  # the class of the slots
-    heads: Array  # (n, bytes up to the state) uint8, as the slots hold them
-    states: Array  # (n, bytes) uint8
-
-
-@dataclass(slots=True)
 class _Held:
-    """What a look is of."""
+    """What a look is of: n rows."""
 
     seats: Array  # (n,) int64
     entries: Array  # (n,) int64
     words: Array  # (n,) uint64
     generation: int  # of the index
-    groups: list[_Group]
+    classes: Array  # (n,) int64, of the slots
+    keyed: Array  # (n,) int64, bytes of tenant and session id
+    heads: Array  # (n,) the records up to their names
 
 
 class DiskTable:
@@ -100,7 +92,6 @@ class DiskTable:
         self._columns: Array = np.zeros((1024, _COLUMNS), np.uint64)
         self._index_generation = sessions.index.generation  # of the entries in it
         self._kinds: dict[RecordRows, int] = {}
-        self._dtypes: dict[tuple[int, int, RecordRows], np.dtype[np.void]] = {}
         self.generation = 0  # of the seats
 
     @property
@@ -176,13 +167,28 @@ class DiskTable:
             seats = seats[rows]
             columns = self._columns[seats]
             at = columns[:, _ENTRY].astype(np.int64)
-        words = columns[:, _SEEN]
-        slots = slots_of(words)
-        groups = [
-            self._gather(of, like, slots[of], records) for of, like in _alike(columns[:, _LIKE])
-        ]
-        held = _Held(seats, at, words, index.generation, groups)
-        return Look(rows, *self._joined(groups, len(rows), records), held)
+        words, classes, keyed = columns[:, _SEEN], columns[:, _CLASS], columns[:, _KEYED]
+        classes, keyed = classes.astype(np.int64), keyed.astype(np.int64)
+        head_bytes, state_bytes = records.head.itemsize, records.state.itemsize
+        heads = np.empty((0, head_bytes), np.uint8)
+        states = np.empty((0, state_bytes), np.uint8)
+        for of, number in _alike(classes):
+            file = self._slots.file(number)
+            starts = slots_of(words[of]) * file.size + BODY_AT + keyed[of]
+            some_heads = file.window(head_bytes)[starts]
+            some_states = file.window(state_bytes)[starts + records.state_at]
+            if isinstance(of, slice):  # all, as almost always
+                heads, states = some_heads, some_states
+                break
+            if not len(heads):
+                heads = np.empty((len(rows), head_bytes), np.uint8)
+                states = np.empty((len(rows), state_bytes), np.uint8)
+            heads[of], states[of] = some_heads, some_states
+        held = _Held(
+            seats, at, words, index.generation, classes, keyed, heads.view(records.head)[:, 0]
+        )
+        steps = held.heads["step"].astype(np.int64)
+        return Look(rows, steps, states.view(records.state)[:, 0], held)
 
     def _look_again(self, seat: int, records: RecordRows, kind: int, now_ms: int) -> bool:
         """Read a session whole, and note what it is like; whether it lives, on `records`' model."""
@@ -194,29 +200,9 @@ class DiskTable:
         if held is None or not records.has(held.record):
             return False
         keyed = len(as_bytes(key.tenant)) + len(as_bytes(key.session_id))
-        like = keyed << _CLASS_BITS | class_of(held.word)
-        self._columns[seat, 2:] = held.word, kind, like, held.at // ENTRY_WORDS
+        entry = held.at // ENTRY_WORDS
+        self._columns[seat, 2:] = held.word, kind, class_of(held.word), keyed, entry
         return True
-
-    def _gather(self, of: Array | slice, like: int, slots: Array, records: RecordRows) -> _Group:
-        keyed, number = like >> _CLASS_BITS, like & ((1 << _CLASS_BITS) - 1)
-        file, state_at = self._slots.file(number), BODY_AT + keyed + records.state_at
-        heads = file.rows[slots, :state_at]
-        states = file.rows[slots, state_at : state_at + records.state.itemsize]
-        return _Group(of, keyed, number, heads, states)
-
-    def _joined(self, groups: list[_Group], rows: int, records: RecordRows) -> tuple[Array, Array]:
-        """(n,) int64 the steps, and (n,) the states."""
-        steps = np.empty(rows, np.int64)
-        for group in groups:
-            steps[group.of] = self._slot_rows(group.heads, group.keyed, records)["step"]
-        if len(groups) == 1:
-            states = groups[0].states
-        else:
-            states = np.empty((rows, records.state.itemsize), np.uint8)
-            for group in groups:
-                states[group.of] = group.states
-        return steps, states.view(records.state)[:, 0]
 
     # Committing, under the lock -----------------------------------------------------------------
 
@@ -254,82 +240,70 @@ class DiskTable:
         done = wanted & (index.flat[at + WORD] == held.words) & (dues >= _first_due(now_ms))
         due_ms = now_ms + self._timeout_ms
         states = states.view(np.uint8).reshape(len(states), states.itemsize)
-        for group in held.groups:
-            of, heads = group.of, group.heads
-            mine = done[of]
-            if not mine.all():
-                of, heads = np.arange(len(done))[of][mine], heads[mine]
-            if not len(heads):
-                continue
-            number = class_for(BODY_AT + group.keyed + records.size + y.shape[1])
-            slots = self._slots.take_many(number, len(heads))
+        heads = held.heads
+        heads["last_step"] = heads["step"]
+        heads["step"] += np.uint64(steps)
+        heads["flags"] = 0
+        heads["y_bytes"] = y.shape[1]
+        heads["digest"] = digests
+        heads = heads.view(np.uint8).reshape(len(heads), heads.itemsize)
+        ends = BODY_AT + held.keyed + records.size + y.shape[1]  # of what is used of a slot
+        numbers = np.searchsorted(_SIZES, ends)
+        rows = slice(None) if done.all() else np.flatnonzero(done)
+        for among, like in _alike((held.classes << _CLASS_BITS | numbers)[rows]):
+            of = among if isinstance(rows, slice) else rows[among]
+            was, number = like >> _CLASS_BITS, like & (1 << _CLASS_BITS) - 1
+            words, used = held.words[of], ends[of]
+            slots = self._slots.take_many(number, len(words))
             if slots is None:
                 done[of] = False
                 continue
-            last = self._header[AT_SEQUENCE]
-            self._header[AT_SEQUENCE] = last + len(heads)
-            sequences = np.arange(last + 1, last + 1 + len(heads), dtype=np.uint64)
-            rows = _advanced(heads, states[of], y[of])
-            row = self._slot_rows(rows, group.keyed, records)
-            row["sequence"] = sequences
-            row["expires"] = due_ms
-            row["record_bytes"] = records.size + y.shape[1]
-            row["last_step"] = row["step"]
-            row["step"] += np.uint64(steps)
-            row["flags"] = 0
-            row["y_bytes"] = y.shape[1]
-            row["digest"] = digests[of]
-            row["sum"] = _sums(rows)
-            self._slots.write_many(number, slots, rows)
-            words = pack_words(number, slots, sequences)
+            sequences = self._sequences(len(words))
+            old_slots, old, new = slots_of(words), self._slots.file(was), self._slots.file(number)
+            # All up to the state; of shorter keys more than that, which is written over below.
+            size = BODY_AT + int(held.keyed[of].max()) + records.state_at
+            tops = old.window(size)[old_slots * old.size]
+            top = tops[:, :BODY_AT].view(_TOP)[:, 0]
+            top["sequence"] = sequences
+            top["expires"] = due_ms
+            top["record_bytes"] = records.size + y.shape[1]
+            starts = slots * new.size
+            new.window(size)[starts] = tops
+            record = starts + BODY_AT + held.keyed[of]
+            new.window(heads.shape[1])[record] = heads[of]
+            new.window(states.shape[1])[record + records.state_at] = states[of]
+            new.window(y.shape[1])[record + records.size] = y[of]
+            new.halves[starts + SUM_AT >> 2] = _sums(new.bytes, tops, starts, used)
+            self._slots.mark(number)
+            fresh = pack_words(number, slots, sequences)
             # By aligned stores of 8 bytes, as `sessions` does; when it is due first.
-            index.flat[at[of] + DUE] = np.uint64(due_ms << TENANT_BITS) | (
-                dues[of] & np.uint64(TENANT_MASK)
-            )
-            index.flat[at[of] + WORD] = words
-            self._slots.link_many(group.number, slots_of(held.words[of]))
+            due = np.uint64(due_ms << TENANT_BITS) | dues[of] & np.uint64(TENANT_MASK)
+            index.flat[at[of] + DUE] = due
+            index.flat[at[of] + WORD] = fresh
+            self._slots.link_many(was, old_slots)
             seats = held.seats[of]
-            self._columns[seats, _SEEN] = words
-            self._columns[seats, _LIKE] = group.keyed << _CLASS_BITS | number
+            self._columns[seats, _SEEN] = fresh
+            self._columns[seats, _CLASS] = number
         if due_ms < self._header[AT_FIRST_DUE] and done.any():
             self._header[AT_FIRST_DUE] = due_ms
         return np.asarray(done)
 
-    def _slot_rows(self, raw: Array, keyed: int, records: RecordRows) -> Array:
-        """(n,) slots by their fields: `SLOT_HEAD`, `SLOT_SUM`, and what changes of the record.
-
-        Args:
-            raw: (n, bytes) uint8, up to the state or the whole of them.
-        """
-        dtype = self._dtypes.get((keyed, raw.shape[1], records))
-        if dtype is None:
-            fields = {
-                **_HEAD_FIELDS,
-                **{
-                    name: (form, BODY_AT + keyed + at)
-                    for name, (form, at) in records.fields.items()
-                },
-            }
-            dtype = np.dtype(
-                {
-                    "names": list(fields),
-                    "formats": [form for form, _ in fields.values()],
-                    "offsets": [at for _, at in fields.values()],
-                    "itemsize": raw.shape[1],
-                }
-            )
-            if len(self._dtypes) > 1024:
-                self._dtypes.clear()
-            self._dtypes[keyed, raw.shape[1], records] = dtype
-        return raw.view(dtype)[:, 0]
+    def _sequences(self, count: int) -> Array:
+        """(count,) uint64: the next sequence numbers."""
+        last = self._header[AT_SEQUENCE]
+        self._header[AT_SEQUENCE] = last + count
+        return np.arange(last + 1, last + 1 + count, dtype=np.uint64)
 
 
-_HEAD_FIELDS = {  # of a slot, as `SLOT_HEAD` and `SLOT_SUM` have them: dtype, place
-    "sequence": ("=u8", 0),
-    "expires": ("=u8", 8),
-    "record_bytes": ("=u4", 16),
-    "sum": ("=u4", SUM_AT),
-}
+_TOP = np.dtype(  # `SLOT_HEAD` and `SLOT_SUM`, as far as they change
+    {
+        "names": ["sequence", "expires", "record_bytes"],
+        "formats": ["=u8", "=u8", "=u4"],
+        "offsets": [0, 8, 16],
+        "itemsize": BODY_AT,
+    }
+)
+_SIZES = np.array(SLOT_BYTES)
 
 
 def _first_due(now_ms: int) -> "np.uint64":
@@ -348,21 +322,11 @@ def _alike(likes: Array) -> Iterator[tuple[Array | slice, int]]:
         yield np.flatnonzero(likes == like), int(like)
 
 
-def _sums(rows: Array) -> list[int]:
-    """The checksum of each slot (n, bytes)."""
-    size, whole = rows.shape[1], rows.data.cast("B")
+def _sums(raw: memoryview, tops: Array, starts: Array, used: Array) -> list[int]:
+    """The checksum of each slot, whose used bytes are (n,) `used` from (n,) `starts` of a file."""
+    size, top = tops.shape[1], tops.data.cast("B")
+    bodies, ends = (starts + BODY_AT).tolist(), (starts + used).tolist()
     return [
-        crc32(whole[at + BODY_AT : at + size], crc32(whole[at : at + SUM_AT]))
-        for at in range(0, len(whole), size)
+        crc32(raw[body:end], crc32(top[at : at + SUM_AT]))
+        for at, body, end in zip(range(0, len(top), size), bodies, ends, strict=True)
     ]
-
-
-def _advanced(heads: Array, states: Array, y: Array) -> Array:
-    """(n, bytes) uint8: slots with other states and y."""
-    state_at = heads.shape[1]
-    y_at = state_at + states.shape[1]
-    rows = np.empty((len(heads), y_at + y.shape[1]), np.uint8)
-    rows[:, :state_at] = heads
-    rows[:, state_at:y_at] = states
-    rows[:, y_at:] = y
-    return rows

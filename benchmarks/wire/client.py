@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.peers.link import LinkError, Row
-from benchmarks.peers.links import LINKS
-from benchmarks.peers.servers import START_TIMEOUT_S, Server, ServerError
+from benchmarks.wire.link import LinkError, Reply, Row
+from benchmarks.wire.links import kind_of
+from benchmarks.wire.servers import START_TIMEOUT_S, Server, ServerError
 
 STEP_TIMEOUT_S = 30.0
 
@@ -24,19 +24,17 @@ class Client:
             begun: by another connection: they go on.
         """
         self._port = port
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._seen = set(range(len(names))) if begun else set()
         self._names = list(names)
-        self._link = LINKS[link](path, self._names, self._answered)
+        self._link = kind_of(link)(path, self._names, self._answered)
 
     async def __aenter__(self) -> "Client":
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self._link, "127.0.0.1", self._port)
-        await asyncio.wait_for(self._link.opened, STEP_TIMEOUT_S)
+        await self._link.connect(self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._link.close()
+        await self._link.close()
 
     async def step(self, name: str, x: Row, step: int | None = None) -> list[float]:
         """The row of y; LinkError if the server refuses, goes away or hangs."""
@@ -50,20 +48,20 @@ class Client:
         reason = self._link.trouble.result() if done else f"no answer within {STEP_TIMEOUT_S:.0f} s"
         raise LinkError(reason)
 
-    def send(self, name: str, x: Row, step: int | None = None) -> "asyncio.Future[bytes]":
+    def send(self, name: str, x: Row, step: int | None = None) -> "asyncio.Future[Reply]":
         """Ask, and do not wait: the future gets the reply."""
         place = self._names.index(name)
         question = self._link.question(place, x, is_first=place not in self._seen, step=step)
         self._seen.add(place)
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[place] = future
         self._link.ask(place, question)
         self._link.flush()
         return future
 
-    def _answered(self, place: int, body: bytes) -> None:
+    def _answered(self, place: int, reply: Reply) -> None:
         if not (future := self._waiting.pop(place)).done():
-            future.set_result(body)
+            future.set_result(reply)
 
 
 async def wait_until_it_answers(server: Server, link: str, path: str, width: int) -> None:

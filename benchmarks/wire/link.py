@@ -13,8 +13,14 @@ import asyncio
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
-Answered = Callable[[int, bytes], None]
+HOST = "127.0.0.1"
+OPEN_TIMEOUT_S = 30.0
+
+Question = Any  # of its kind of link alone: bytes, or what a client of another package takes
+Reply = Any  # the same
+Answered = Callable[[int, Reply], None]
 Row = Sequence[float]
 
 
@@ -36,20 +42,28 @@ class Link(asyncio.Protocol):
         self.path = path
         self.transport: asyncio.Transport
 
-    @abstractmethod
-    def question(self, session: int, x: Row, *, is_first: bool, step: int | None = None) -> bytes:
-        """The bytes that ask for one step; `step`, its index, where a retry is to be safe."""
+    async def connect(self, port: int) -> None:
+        """Open it; LinkError or OSError if the server does not."""
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: self, HOST, port)
+        await asyncio.wait_for(self.opened, OPEN_TIMEOUT_S)
 
     @abstractmethod
-    def ask(self, session: int, question: bytes) -> None:
+    def question(
+        self, session: int, x: Row, *, is_first: bool, step: int | None = None
+    ) -> Question:
+        """What asks for one step; `step`, its index, where a retry is to be safe."""
+
+    @abstractmethod
+    def ask(self, session: int, question: Question) -> None:
         """Send it, or keep it until `flush`."""
 
     def flush(self) -> None:
         """Send what was kept."""
 
-    def read_y(self, body: bytes) -> list[float]:
+    def read_y(self, reply: Reply) -> list[float]:
         """The row of y in a reply."""
-        row: list[float] = json.loads(body)["y"][0]
+        row: list[float] = json.loads(reply)["y"][0]
         return row
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,7 +87,7 @@ class Link(asyncio.Protocol):
                 else:
                     self.trouble.set_result(reason)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.transport.abort()
 
     def _open(self) -> None:

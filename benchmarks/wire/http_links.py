@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import httptools
 
-from benchmarks.peers.link import Answered, Link, LinkError, Row, predict_body, session_of
+from benchmarks.wire.link import Answered, Link, LinkError, Row, predict_body, session_of
 
 
 class HttpLink(Link):
@@ -61,8 +61,8 @@ class V2Link(HttpLink):
         tensor = {"name": "x", "shape": [1, 1, len(x)], "datatype": "FP32", "data": list(x)}
         return {"parameters": self.parameters(session, is_first), "inputs": [tensor]}
 
-    def read_y(self, body: bytes) -> list[float]:
-        outputs = {tensor["name"]: tensor["data"] for tensor in json.loads(body)["outputs"]}
+    def read_y(self, reply: bytes) -> list[float]:
+        outputs = {tensor["name"]: tensor["data"] for tensor in json.loads(reply)["outputs"]}
         row: list[float] = outputs["y"]
         return row
 
@@ -86,11 +86,11 @@ class V2BinaryLink(V2Link):
         if name.lower() == b"inference-header-content-length":
             self.json_bytes = int(value)
 
-    def read_y(self, body: bytes) -> list[float]:
-        values = body[self.json_bytes :]
-        outputs = json.loads(body[: self.json_bytes])["outputs"]
+    def read_y(self, reply: bytes) -> list[float]:
+        values = reply[self.json_bytes :]
+        outputs = json.loads(reply[: self.json_bytes])["outputs"]
         if [tensor["name"] for tensor in outputs] != ["y"]:
-            raise LinkError(f"expected the one output y as bytes, got {body[:300]!r}")
+            raise LinkError(f"expected the one output y as bytes, got {reply[:300]!r}")
         return list(struct.unpack(f"<{len(values) // 4}f", values))
 
 

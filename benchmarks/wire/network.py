@@ -1,4 +1,4 @@
-"""The model of the comparison: one set of weights, in the forms that the contestants take.
+"""A model to be asked: one set of weights, in the forms that servers take.
 
 A one-layer nn.LSTM and a linear head (`benchmarks.stock`): x (T, 8) -> y (T, 8). It is not trained,
 as weights change no time; y has eight numbers, so that no two states give the same by chance.
@@ -18,14 +18,14 @@ import onnxruntime as ort
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import ROOT
+from benchmarks.latency.made import digest
 from benchmarks.stock import forecaster, write_stock
 
-ROOT = Path(__file__).parents[2]
 WIDTH = 8  # features of x and of y
 HIDDEN = 128
 NAME = "lstm"
-EXAMPLE_STEPS = 2_000
-PROOF_STEPS = 2_000
+EXAMPLE_STEPS = PROOF_STEPS = 500  # every way's y is compared with the plain loop's besides
 
 Array = np.ndarray
 State = tuple[Array, Array]  # h, c: (1, B, H)
@@ -54,10 +54,12 @@ class Network:
 def write_network(folder: Path, hidden: int) -> Network:
     """All forms of the model, under `folder`; what is there already is kept.
 
+    Unless what writes artifacts has changed since: then they are written anew.
+
     Raises:
         subprocess.CalledProcessError: the export failed; it has said why.
     """
-    network = Network(folder.absolute() / f"{NAME}-{hidden}", hidden)
+    network = Network(folder.absolute() / digest() / f"{NAME}-{hidden}", hidden)
     if not list(network.artifacts.glob("*/*/manifest.json")):
         network.folder.mkdir(parents=True, exist_ok=True)
         module = forecaster(WIDTH, hidden, WIDTH)

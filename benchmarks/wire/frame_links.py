@@ -8,7 +8,7 @@ import struct
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from benchmarks.peers.link import Answered, Link, Row, predict_body, session_of
+from benchmarks.wire.link import Answered, Link, Row, predict_body, session_of
 
 KEY = "Y2Fyb3VzZWwtcGVlcnMtMQ=="  # any 16 bytes, base64 (RFC 6455, 4.1)
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # opcodes of frames
@@ -156,8 +156,8 @@ class BinaryLink(FramesLink):
             self.answered(handle, payload[place:end])
             place = end
 
-    def read_y(self, body: bytes) -> list[float]:
-        return list(struct.unpack(f"<{len(body) // 4}f", body))
+    def read_y(self, reply: bytes) -> list[float]:
+        return list(struct.unpack(f"<{len(reply) // 4}f", reply))
 
 
 def read_frame(data: bytes, place: int) -> tuple[int, bytes, int] | None:

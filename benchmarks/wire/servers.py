@@ -1,4 +1,4 @@
-"""A contestant's processes: started, counted, killed, stopped, the same way for everybody.
+"""A server's processes: started, counted, killed, stopped, the same way for everybody.
 
 The processes of a server are those that carry its mark in their environment, and all of their
 descendants: Ray leaves its parent's tree, and its workers write over their environment.
@@ -31,12 +31,13 @@ class ServerError(Exception):
 
 @dataclass
 class Server:
-    """A running contestant."""
+    """A running server."""
 
     process: psutil.Popen
     port: int
     log: Path
     mark: str
+    grpc_port: int = 0  # 0: it has none
 
     def pids(self) -> list[int]:
         """All of its processes, now."""
@@ -105,7 +106,12 @@ def free_port() -> int:
 
 
 def start(
-    command: Sequence[str], cwd: Path, settings: Mapping[str, str], log: Path, port: int
+    command: Sequence[str],
+    cwd: Path,
+    settings: Mapping[str, str],
+    log: Path,
+    port: int,
+    grpc_port: int = 0,
 ) -> Server:
     """Run `command`, with its output in `log`; it is not waited for."""
     mark = uuid.uuid4().hex
@@ -115,4 +121,4 @@ def start(
         process = psutil.Popen(
             list(command), cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT
         )
-    return Server(process, port, log, mark)
+    return Server(process, port, log, mark, grpc_port)
