@@ -7,16 +7,19 @@ Ways to run them, on the exported graphs themselves:
     split   all in one call up to the shortest, then all but those that are done, and so on
     both    buckets as above, each split inside
     step    a call for each step, of those that are not done
+    cut     what the service does (`service.pieces`): cut where rows end, if the padding that this
+            saves costs more than another call, by the cost that it measures as it loads a model
 
 Figures are us of CPU for each step that somebody asked for, the least of the rounds, and in
-brackets the ratio to `bucket`; the ways take turns, round after round.
+brackets the ratio to `bucket`; the ways take turns, round after round. Ordering the rows is part of
+`split`, `both`, `step` and `cut`.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +28,11 @@ from rich.table import Table
 
 from benchmarks.conditions import conditions
 from benchmarks.wire.network import write_network
-from service.artifact import Artifact, find_artifacts
+from service.artifact import find_artifacts
 from service.layout import State
+from service.model import Cost, Model
+from service.pieces import cut as cut_where_it_pays
+from service.pieces import run_pieces
 from service.runtime import Runtime
 from service.self_test import repeat
 from service.wire import Array
@@ -59,7 +65,20 @@ def step(runtime: Runtime, x: Array, state: State, lengths: Array) -> None:
     _in_pieces(runtime, x, state, lengths, np.arange(1, lengths.max() + 1))
 
 
-WAYS: dict[str, Way] = {way.__name__: way for way in (bucket, pad, split, both, step)}
+def cutter(cost: Cost) -> Way:
+    """As `Model.run` does, by the cost of this model on this machine."""
+
+    def cut(runtime: Runtime, x: Array, state: State, lengths: Array) -> None:
+        order = np.argsort(-lengths, kind="stable")
+        x, lengths = x[order, : lengths.max()], lengths[order]
+        state = {name: value[order] for name, value in state.items()}
+        pieces = cut_where_it_pays(lengths.tolist(), cost.per_row_s, cost.base_s)
+        run_pieces(runtime.run, x, state, lengths, pieces)
+
+    return cut
+
+
+WAYS: tuple[Way, ...] = (bucket, pad, split, both, step)
 
 
 def _buckets(lengths: Array) -> Iterator[Array]:
@@ -97,20 +116,20 @@ def mixes(rows: int) -> dict[str, Array]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    console = Console(width=110)
+    console = Console(width=140)
     console.print(conditions(["numpy", "onnxruntime"], cores=os.cpu_count()))
     for hidden in arguments.hidden:
         (path,) = find_artifacts(write_network(arguments.cache, hidden).artifacts)
-        artifact = Artifact.load(path)
-        runtime = Runtime(artifact, arguments.variant)
+        model = Model.load(path, arguments.variant)
+        ways = {way.__name__: way for way in (*WAYS, cutter(model.cost))}
         table = Table(title=f"hidden {hidden}, us of CPU a step")
         table.add_column("lengths")
         table.add_column("rows", justify="right")
-        for way in WAYS:
+        for way in ways:
             table.add_column(way, justify="right")
         for rows in arguments.rows:
             for name, lengths in mixes(rows).items():
-                found = _measure(artifact, runtime, lengths, arguments.rounds)
+                found = _measure(model, ways, lengths, arguments.rounds)
                 base = found["bucket"]
                 cells = (f"{us:.2f} ({us / base:.2f})" for us in found.values())
                 table.add_row(name, str(rows), *cells)
@@ -118,16 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(artifact: Artifact, runtime: Runtime, lengths: Array, rounds: int) -> dict[str, float]:
+def _measure(
+    model: Model, ways: Mapping[str, Way], lengths: Array, rounds: int
+) -> dict[str, float]:
     """way -> us of CPU for each of the steps."""
     rng = np.random.default_rng(1)
+    artifact, runtime = model.artifact, model.runtime
     tail = artifact.manifest.ports.x.shape[2:]
     x = rng.uniform(-1, 1, (len(lengths), LONGEST, *map(int, tail))).astype(np.float32)
     state = repeat(artifact.initial, len(lengths))
     steps = int(lengths.sum())
-    found = dict.fromkeys(WAYS, float("inf"))
+    found = dict.fromkeys(ways, float("inf"))
     for _ in range(rounds):
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             begun, calls = time.process_time(), 0
             while calls == 0 or time.process_time() - begun < LEAST_S:
                 way(runtime, x, state, lengths)

@@ -6,10 +6,10 @@ Rules
 - Where a row ends, the batch is cut if the padding that this saves costs more than another call.
 
 How it works: rows are ordered by length, the longest first, so that those of a piece are a prefix
-of the arrays, which is no copy. Measured (`python -m benchmarks.lengths`, fp32, hidden 32 to 256,
-16 and 64 rows): 0.70 to 0.92 of the CPU time of batches of similar length that are padded, where
-lengths are spread, and about the same where there are two; cut at every end 0.74 to 2.2 of it,
-cut at every step 0.8 to 20, not cut at all up to 20.
+of the arrays, which is no copy. Measured (`python -m benchmarks.lengths`, column `cut`, fp32,
+hidden 32 to 256, 16 and 64 rows): 0.68 to 1.02 of the CPU time of batches of similar length that
+are padded; cut at every end it is 0.74 to 3.3 of it, cut at every step 0.73 to 13, not cut at all
+0.60 to 26. DESIGN.md ("Batches") has the conditions.
 """
 
 from collections.abc import Sequence

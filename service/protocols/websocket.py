@@ -34,7 +34,7 @@ from service.errors import (
     UpgradeRequiredError,
 )
 from service.logs import about
-from service.origin import origin_of, request_id_of
+from service.origin import Origin, origin_of, request_id_of
 from service.protocols.access import API_KEY, Access, carries_key
 from service.protocols.asgi import (
     ClientGone,
@@ -164,6 +164,7 @@ class WebSocketApp:
             self._access.admit_page(scope)
             has_shown = not self._access.wants_keys or carries_key(scope)
             tenant = self._access.admit(scope).tenant if has_shown else None
+            origin = origin_of(scope["headers"], PROTOCOL)
             self._seats.take(tenant)
         except CarouselError as error:
             self._engine.metrics.refused(error)
@@ -178,7 +179,7 @@ class WebSocketApp:
                 await send(AUTHENTICATED)
             elif not self._access.wants_keys:
                 receive = _past_needless_key(receive, send)
-            close = await self._conversation(scope, tenant).hold(receive, send)
+            close = await self._conversation(scope, tenant, origin).hold(receive, send)
         except CarouselError as error:
             close = await self._give_up(error, send)
         except ClientGone:
@@ -193,12 +194,12 @@ class WebSocketApp:
         reason = close.reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         await send({"type": "websocket.close", "code": close.code, "reason": reason})
 
-    def _conversation(self, scope: Scope, tenant: str) -> Conversation:
+    def _conversation(self, scope: Scope, tenant: str, origin: Origin) -> Conversation:
         return Conversation(
             self._engine,
             tenant,
             lambda: self._access.admit(scope),
-            origin_of(scope["headers"], PROTOCOL),
+            origin,
             self._max_frame_bytes,
         )
 

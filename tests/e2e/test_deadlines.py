@@ -1,6 +1,7 @@
 """Deadlines over a real server and a slow model, with curl: 504 says that it was not done."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Server, serving
 from tests.e2e.test_copies import curl
+from tests.e2e.ws_client import BareClient, ask, connected
 from tests.service.build_artifact import Spec, build_artifact
 
 # Random weights of this size are chaotic: what it computes is not what is tested.
@@ -76,6 +78,28 @@ def test_every_way_to_ask_has_the_same_end(slow_server: Server, tmp_path: Path) 
     status, reply = curl(f"{slow_server.url}/v2/models/slow/infer", *send(tmp_path, asked))
     assert (status, "it was not done" in reply["error"]) == (504, True)
     assert [stands_at(slow_server, name) for name in ("many", "stream", "v2")] == [None] * 3
+
+
+def test_the_header_of_an_upgrade_holds_for_each_frame(slow_server: Server) -> None:
+    """From when it comes, not from when the connection was opened."""
+    asked = [json.loads(body("ws", [[0.5]])), json.loads(body("ws", step=1))]
+    with connected(slow_server, additional_headers={"X-Request-Timeout-Ms": "300"}) as ws:
+        (first,), (late,) = ask(ws, asked[0]), ask(ws, asked[1])
+        assert (first["step"], late["error"]["code"]) == (1, "timed_out")
+        assert "timeout of 0.3 s; it was not done" in late["error"]["message"]
+        time.sleep(0.3)
+        (again,) = ask(ws, json.loads(body("ws", [[0.5]], step=1)))
+        assert again["step"] == 2
+    assert stands_at(slow_server, "ws") == 2
+    with connected(slow_server) as ws:
+        (reply,) = ask(ws, json.loads(body("ws", step=2)))
+        assert reply["step"] == 2 + len(X)
+
+
+def test_an_upgrade_with_a_timeout_that_is_none_is_refused(slow_server: Server) -> None:
+    """Before there is a connection."""
+    with BareClient(slow_server, None, **{"X-Request-Timeout-Ms": "soon"}) as bare:
+        assert bare.status == 400
 
 
 def test_a_timeout_that_is_none_is_refused(slow_server: Server) -> None:

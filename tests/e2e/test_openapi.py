@@ -213,9 +213,10 @@ SHOWN = {
     if int(status) >= 400
     for code, example in response["content"]["application/json"]["examples"].items()
 }
-ELSEWHERE = {  # what only a full disk, and only a race, can provoke
+ELSEWHERE = {  # what only a full disk, only a race, and only a slow model can provoke
     "store_full": "tests/chaos/test_disk_full.py",
     "model_loading": "tests/service/test_engine.py",
+    "timed_out": "tests/e2e/test_deadlines.py",
 }
 
 

@@ -1,11 +1,15 @@
 """Real artifacts, built once, and engines over them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.blocks import Block
 from service.catalog import Catalog
 from service.model import Model
+from service.protocols.exchange import Exchange
 from tests.service.build_artifact import Spec, build_artifact, scaling
 
 SINE = Spec("sine-cell", seed=1)
@@ -34,3 +38,17 @@ def series(artifacts: dict[str, Path]) -> Model:
 @pytest.fixture(scope="session")
 def catalog(sine: Model, series: Model) -> Catalog:
     return Catalog([series, sine])
+
+
+@pytest.fixture
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each block had that was submitted."""
+    found: list[int] = []
+    submit = Exchange.submit_blocks
+
+    async def note(self: Any, blocks: Sequence[Block], *rest: Any) -> None:
+        found.extend(len(block) for block in blocks)
+        await submit(self, blocks, *rest)
+
+    monkeypatch.setattr(Exchange, "submit_blocks", note)
+    return found

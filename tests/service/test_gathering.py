@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from service.blocks import Block
 from service.catalog import Catalog
 from service.engine import Engine
 from service.model import Model
@@ -20,7 +19,6 @@ from service.protocols import conversation, gathering
 from service.protocols.access import Access
 from service.protocols.asgi import Message
 from service.protocols.conversation import Conversation
-from service.protocols.exchange import Exchange
 from service.protocols.frames import (
     Binding,
     Dtype,
@@ -139,20 +137,6 @@ class Writer:
             if one.extra == "flags":
                 made[16 + 24 * place + 20] = 1
         return bytes(made)
-
-
-@pytest.fixture
-def in_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each block had that was submitted."""
-    found: list[int] = []
-    submit = Exchange.submit_blocks
-
-    async def note(self: Any, blocks: Sequence[Block], *rest: Any) -> None:
-        found.extend(len(block) for block in blocks)
-        await submit(self, blocks, *rest)
-
-    monkeypatch.setattr(Exchange, "submit_blocks", note)
-    return found
 
 
 class Pipe:

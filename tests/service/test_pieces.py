@@ -1,11 +1,14 @@
 """Chunks of different lengths in one batch: each gets what it gets alone, and costs that too."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.layout import State
-from service.model import Model
+from service.model import Model, _measure_cost
 from service.pieces import Piece, cut, run_pieces
 
 Array = np.ndarray
@@ -85,3 +88,14 @@ def test_a_model_gives_each_row_what_it_gives_it_alone(
         (alone,), (blob,), _ = model.run([chunk], [before])
         assert y.tobytes() == alone.tobytes()
         assert state == blob
+
+
+def test_a_cost_is_measured_past_what_disturbs_it(
+    sine: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds as long as the model is loaded, so a busy moment at the load must not be in it."""
+    took = [2.0, 50.0, 9.0, 60.0, 7.0, 65.0, 99.0, 98.0, 97.0, 80.0]  # of 1 row, then of 64
+    ends = iter(value for t in took for value in (0.0, t))
+    monkeypatch.setattr("service.model.time", SimpleNamespace(perf_counter=lambda: next(ends)))
+    cost = _measure_cost(sine.artifact, sine.runtime, sine.artifact.golden())
+    assert (cost.base_s, cost.per_row_s) == (1.0, 1.0)
