@@ -58,7 +58,7 @@ class Attributes:
             {key: (_Held(value), copy_of(value)) for key, value in own_of(owner).items()}
             for _, owner in self.owners
         ]
-        self._keys = [set(owner) for _, owner in self.owners]
+        self._keys = [set(owner.keys()) for _, owner in self.owners]
         self._fixed = [{k: h.value for k, (h, _) in held.items() if h.fixed} for held in self._held]
         self._other = [[(k, h) for k, (h, _) in held.items() if not h.fixed] for held in self._held]
 
@@ -66,10 +66,14 @@ class Attributes:
         """Put everything back, in place where it was changed in place."""
         parts = zip(self.owners, self._held, self._keys, self._fixed, self._other, strict=True)
         for (_, owner), held, keys, fixed, other in parts:
-            if owner.keys() != keys:
+            if owner.keys() != keys:  # always so of a script module's, whose keys are a list
                 for key in [key for key in own_of(owner) if key not in held]:
                     del owner[key]
-            owner.update(fixed)
+            if isinstance(owner, dict):
+                owner.update(fixed)
+            else:
+                for key, kept in fixed.items():
+                    owner[key] = kept
             for key, value in other:
                 owner[key] = value.restore()
 

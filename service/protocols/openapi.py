@@ -105,7 +105,10 @@ def native_paths() -> dict[str, dict[str, Any]]:
                 "Lines of /predict bodies in, lines of replies out as each is done; any number of "
                 'sessions. A refused line is answered by {"error", "line", "session_id"}.',
                 media("application/x-ndjson", LINE_SCHEMA, sessions=_lines(STREAM_ANSWERS)),
-                (*CALLER, UnsupportedEncodingError, MethodNotAllowedError, DrainingError),
+                (
+                    *(*CALLER, RequestError, UnsupportedEncodingError),
+                    *(MethodNotAllowedError, DrainingError),
+                ),
                 parameters=(TIMEOUT,),
                 requestBody={
                     "required": True,

@@ -32,6 +32,7 @@ from service.pipeline import Pipeline
 from tests.bits import same_bits
 from tests.export import short
 from tests.export.near_edge import CALL, NearEdge, SteepHead
+from tests.export.one_step import run_one_step
 from tests.export.operator_cells import Elu, LayerNormLSTM
 
 ROWWISE, WEIGHTS, FLOAT = Precision
@@ -321,7 +322,7 @@ def test_a_row_is_its_own_whatever_the_plan(module: Callable[[], nn.Module]) -> 
         alone = [value[3:4] for value in first.values()]
         for t in range(5):
             feed = dict(zip(first, alone, strict=True))
-            y, *alone = step.run(outputs, {"x": x[:, t : t + 1].numpy(), **feed})
+            y, *alone = run_one_step(step, outputs, {"x": x[:, t : t + 1].numpy(), **feed})
             assert same_bits(y[0, 0] + 0, beside[0][3, t] + 0), (plan, t)
         for ours, theirs in zip(alone, beside[1:], strict=True):
             assert same_bits(ours[0] + 0, theirs[3] + 0), plan
